@@ -1,0 +1,199 @@
+"""PyTorch's own functions, with the numerics of the definitions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import array_api_compat.torch as xp
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from portable_ops.checks import Axis, normalized_axes
+from portable_ops.counting import Areas, count_areas, count_pairs
+from portable_ops.dispatch import values_are_at_hand
+from portable_ops.labels import ignored_labels, in_range, require_in_range
+from portable_ops.losses import class_axis_of
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def softmax(x: Tensor, /, *, axis: int = -1, where: None = None) -> Tensor:
+    """See `portable_ops.softmax`."""
+    return torch.softmax(x, axis)
+
+
+def log_softmax(x: Tensor, /, *, axis: int = -1, where: None = None) -> Tensor:
+    """See `portable_ops.log_softmax`."""
+    return torch.log_softmax(x, axis)
+
+
+def logsumexp(x: Tensor, /, *, axis: Axis = -1, keepdims: bool = False, where: None = None) -> Tensor:
+    """See `portable_ops.logsumexp`."""
+    axes = axis if type(axis) is int else normalized_axes(axis, x)
+    if x.dtype in _HALF:
+        return torch.logsumexp(x.float(), axes, keepdims).to(x.dtype)
+    return torch.logsumexp(x, axes, keepdims)
+
+
+def sigmoid(x: Tensor, /) -> Tensor:
+    """See `portable_ops.sigmoid`."""
+    return torch.sigmoid(x)
+
+
+def log_sigmoid(x: Tensor, /) -> Tensor:
+    """See `portable_ops.log_sigmoid`."""
+    return F.logsigmoid(x)
+
+
+def cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    /,
+    *,
+    class_axis: int | None = None,
+    weight: Tensor | None = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    from_logits: bool = True,
+    eps: float | None = None,
+) -> Tensor:
+    """See `portable_ops.cross_entropy`."""
+    axis = class_axis_of(class_axis, logits)
+    scores = logits.float() if logits.dtype in _HALF else logits
+    scores = scores.movedim(axis, min(1, logits.ndim - 1))
+    labels = target.long()
+    num_classes = logits.shape[axis]
+    skipped = _NEVER if ignore_index is None or not -(2**63) <= ignore_index < 2**63 else ignore_index
+    options: dict[str, Any] = {
+        "weight": None if weight is None else weight.to(scores.dtype),
+        "ignore_index": skipped,
+        "label_smoothing": label_smoothing,
+    }
+    if values_are_at_hand(target):
+        try:
+            return F.cross_entropy(scores, labels, reduction=reduction, **options).to(logits.dtype)
+        except IndexError:
+            ignored = ignored_labels(labels, ignore_index)
+            require_in_range(xp, "target", target, num_classes, None if ignored is None else ~ignored)
+            raise
+    # On a GPU such a label would end the process, and in a trace nothing can be raised: it makes the loss nan.
+    bad = ~(in_range(labels, num_classes) | (labels == skipped))
+    loss = F.cross_entropy(scores, torch.where(bad, skipped, labels), reduction=reduction, **options)
+    return torch.where(bad if reduction == "none" else bad.any(), torch.nan, loss).to(logits.dtype)
+
+
+# torch always ignores some index; this one no label has.
+_NEVER = -(2**63)
+
+
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    /,
+    *,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    rng: None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """See `portable_ops.scaled_dot_product_attention`."""
+    key, value = key.to(query.dtype), value.to(query.dtype)
+    bias = None if bias is None else bias.to(query.dtype)
+    options = {"scale": scale, "enable_gqa": enable_gqa}
+    if not is_causal or (mask is None and bias is None):
+        return _attend(query, key, value, mask, bias, is_causal, options)
+    # torch takes either a mask or is_causal. Rows are taken in blocks, for the sake of memory and of the keys to come.
+    pieces = []
+    rows, columns = query.shape[-2], key.shape[-2]
+    for start in range(0, rows, _ROWS):
+        stop = min(start + _ROWS, rows)
+        reach = min(stop, columns)
+        row = torch.arange(start, stop, device=query.device)[:, None]
+        earlier = row >= torch.arange(reach, device=query.device)
+        m, b = (_block(array, start, stop, reach) for array in (mask, bias))
+        earlier = earlier if m is None else m & earlier
+        part = query[..., start:stop, :], key[..., :reach, :], value[..., :reach, :]
+        pieces.append(_attend(*part, earlier, b, False, options))
+    return torch.cat(pieces, -2)
+
+
+_ROWS = 512
+
+
+def _block(array: Tensor | None, start: int, stop: int, reach: int) -> Tensor | None:
+    """Rows and columns of a mask or bias that may be broadcast along either."""
+    if array is None:
+        return None
+    if array.ndim > 1 and array.shape[-2] > 1:
+        array = array[..., start:stop, :]
+    return array[..., :reach] if array.ndim and array.shape[-1] > 1 else array
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    is_causal: bool,
+    options: dict[str, Any],
+) -> Tensor:
+    attend = mask if bias is None else bias if mask is None else torch.where(mask, bias, -torch.inf)
+    if attend is not None and attend.ndim < 2:
+        attend = attend.expand(1, key.shape[-2])
+    if (mask is None and not is_causal) or values_are_at_hand(value):
+        # Values at hand were found finite by why_not.
+        return F.scaled_dot_product_attention(query, key, value, attend, is_causal=is_causal, **options)
+    # Where values cannot be looked at, what is not finite is replaced, and rows that attend to it become nan.
+    bad_key = ~key.isfinite().all(-1, keepdim=True)
+    bad = ~value.isfinite() | bad_key
+    key, clean = torch.where(bad_key, 0, key), torch.where(bad, 0, value)
+    result = F.scaled_dot_product_attention(query, key, clean, attend, is_causal=is_causal, **options)
+    if options["enable_gqa"]:
+        bad = bad.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
+    met = bad.to(query.dtype)
+    if mask is not None:
+        met = torch.matmul(mask.expand(*query.shape[:-1], key.shape[-2]).to(query.dtype), met)
+    else:
+        rows, columns = query.shape[-2], key.shape[-2]
+        met = met.float().cumsum(-2)[..., torch.arange(rows, device=query.device).clamp(max=columns - 1), :]
+    return torch.where(met > 0, torch.nan, result)
+
+
+def confusion_matrix(
+    pred: Tensor,
+    target: Tensor,
+    /,
+    num_classes: int,
+    *,
+    ignore_index: int | None = None,
+    validate: bool | None = None,
+) -> Tensor:
+    """See `portable_ops.confusion_matrix`."""
+    matrix: Tensor = count_pairs(xp, pred, target, num_classes, ignore_index, validate, _scattered)
+    return matrix
+
+
+def intersection_and_union(
+    pred: Tensor,
+    target: Tensor,
+    /,
+    num_classes: int,
+    *,
+    ignore_index: int | None = None,
+    validate: bool | None = None,
+) -> Areas:
+    """See `portable_ops.intersection_and_union`."""
+    return count_areas(xp, pred, target, num_classes, ignore_index, validate, _scattered)
+
+
+def _scattered(namespace: Any, codes: Tensor, bins: int) -> Tensor:
+    """A histogram whose shape does not depend on values, so that it can be traced and mapped over."""
+    counts = torch.zeros(bins + 1, dtype=torch.int64, device=codes.device)
+    return counts.scatter_add(0, codes, torch.ones_like(codes))[:bins]

@@ -1,0 +1,61 @@
+"""NumPy: the Numba kernels where they pay, `numpy.bincount`, and the standard definitions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from portable_ops.backend import Backend, Kernel, always
+from portable_ops_backends.cpu.availability import why_not_counting
+
+
+def from_numpy(array: Any, device: Any = None, dtype: str | None = None) -> Any:
+    """A copy, in the dtype named."""
+    if device not in (None, "cpu"):
+        raise ValueError(f"device: got {device!r}; expected 'cpu' for NumPy")
+    return np.array(array, dtype=dtype)
+
+
+def to_numpy(array: Any) -> Any:
+    """The array itself."""
+    return np.asarray(array)
+
+
+def rng(seed: int, device: Any = None) -> Any:
+    """A generator."""
+    return np.random.default_rng(seed)
+
+
+def uniform(generator: Any, shape: tuple[int, ...], dtype: Any, device: Any = None) -> Any:
+    """Draws from [0, 1)."""
+    if not isinstance(generator, np.random.Generator):
+        raise TypeError(f"rng: got {type(generator).__name__}; expected a numpy.random.Generator")
+    drawn = np.float64 if np.dtype(dtype) == np.float64 else np.float32
+    return generator.random(shape, dtype=drawn).astype(dtype, copy=False)
+
+
+def _counting(function: str) -> tuple[Kernel, ...]:
+    return (
+        Kernel(name="numba", function=f"portable_ops_backends.cpu.counting:{function}", why_not=why_not_counting),
+        Kernel(name="bincount", function=f"portable_ops_backends.native.bincount:{function}", why_not=always),
+    )
+
+
+_MASKED = "its mask would be lost: expected a plain array, with where=, ignore_index or a weight for what is masked"
+_MATRIX = "its operators are not those of arrays: expected a plain array, such as numpy.asarray(x)"
+
+backend = Backend(
+    name="numpy",
+    library="numpy",
+    namespace="array_api_compat.numpy",
+    array_types=("numpy:ndarray",),
+    rejects={"numpy.ma:MaskedArray": _MASKED, "numpy:matrix": _MATRIX},
+    from_numpy=from_numpy,
+    to_numpy=to_numpy,
+    install="numpy",
+    rng=rng,
+    uniform=uniform,
+    dtypes=("float16", "float32", "float64"),
+    kernels={name: _counting(name) for name in ("confusion_matrix", "intersection_and_union")},
+)

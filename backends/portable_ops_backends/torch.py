@@ -1,0 +1,239 @@
+"""PyTorch: its native functions where they keep the definition's numerics, and the Numba kernels on the CPU."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from portable_ops.backend import Backend, Kernel, always
+from portable_ops.dispatch import kind_of
+from portable_ops_backends.cpu.availability import why_not_counting
+
+
+def _torch() -> Any:
+    # Only called where a tensor exists or one is asked for.
+    module = sys.modules.get("torch")
+    if module is None:
+        import torch as module  # type: ignore[no-redef]
+    return module
+
+
+def devices() -> Sequence[str]:
+    """The default device first, as `torch.get_default_device` has it, then the others."""
+    torch = _torch()
+    found = ["cpu"]
+    found += [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return tuple(found)
+
+
+def to_device(name: str) -> Any:
+    """The device object."""
+    return _torch().device(name)
+
+
+def from_numpy(array: Any, device: Any = None, dtype: str | None = None) -> Any:
+    """A copy, in the dtype named."""
+    torch = _torch()
+    return torch.tensor(np.asarray(array), device=device, dtype=None if dtype is None else getattr(torch, dtype))
+
+
+def to_numpy(array: Any) -> Any:
+    """The values on the host; bfloat16, which NumPy lacks, as float32."""
+    torch = _torch()
+    array = array.detach().resolve_conj().resolve_neg()
+    return (array.float() if array.dtype == torch.bfloat16 else array).cpu().numpy()
+
+
+def is_concrete(array: Any) -> bool:
+    """Whether the values exist: not while compiling, under `torch.func`, or for meta and fake tensors."""
+    torch = _torch()
+    if torch.compiler.is_compiling() or array.device.type == "meta":
+        return False
+    return not (
+        torch._C._functorch.is_functorch_wrapped_tensor(array) or torch._is_functional_tensor(array) or _is_fake(array)
+    )
+
+
+def _is_fake(array: Any) -> bool:
+    fake = sys.modules.get("torch._subclasses.fake_tensor")
+    return fake is not None and isinstance(array, fake.FakeTensor)
+
+
+def on_host(array: Any) -> bool:
+    """Whether the CPU can read the values."""
+    return bool(array.device.type == "cpu")
+
+
+def synchronize(array: Any) -> None:
+    """Wait for the device's queue."""
+    if array.device.type == "cuda":
+        _torch().cuda.synchronize(array.device)
+
+
+def rng(seed: int, device: Any = None) -> Any:
+    """A generator on the device."""
+    return _torch().Generator(device="cpu" if device is None else device).manual_seed(seed)
+
+
+def uniform(generator: Any, shape: tuple[int, ...], dtype: Any, device: Any = None) -> Any:
+    """Draws from [0, 1)."""
+    torch = _torch()
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(f"rng: got {type(generator).__name__}; expected a torch.Generator")
+    return torch.rand(shape, generator=generator, dtype=dtype, device=device)
+
+
+def jit(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Traced whole; run by the eager back end, which needs no C++ compiler."""
+    compiled: Callable[..., Any] = _torch().compile(function, fullgraph=True, backend="aot_eager")
+    return compiled
+
+
+def grad(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Gradient by autograd."""
+
+    def gradient(x: Any, *rest: Any) -> Any:
+        x = x.detach().requires_grad_()
+        return _torch().autograd.grad(function(x, *rest), x)[0]
+
+    return gradient
+
+
+def _why_not_floating(x: Any) -> str | None:
+    kind = kind_of(x)
+    return None if kind in ("float", "half") else f"{kind} input is converted first"
+
+
+def why_not_softmax(x: Any, /, *, axis: Any = -1, where: Any = None) -> str | None:
+    """torch takes one axis and no mask."""
+    if where is not None:
+        return "torch has no where="
+    if type(axis) is not int:
+        return "torch takes one axis"
+    return _why_not_floating(x)
+
+
+def why_not_logsumexp(x: Any, /, *, axis: Any = -1, keepdims: bool = False, where: Any = None) -> str | None:
+    """torch takes no mask."""
+    return "torch has no where=" if where is not None else _why_not_floating(x)
+
+
+def why_not_elementwise(x: Any, /) -> str | None:
+    """torch keeps integers apart."""
+    return _why_not_floating(x)
+
+
+def why_not_cross_entropy(
+    logits: Any,
+    target: Any,
+    /,
+    *,
+    class_axis: int | None = None,
+    weight: Any = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    from_logits: bool = True,
+    eps: float | None = None,
+) -> str | None:
+    """torch takes logits, and makes nan of an infinite logit whose probability is 0."""
+    if not from_logits:
+        return "torch takes logits"
+    if target.ndim == logits.ndim:
+        return "torch makes nan of 0 * -inf in class probabilities"
+    if 0 in logits.shape:
+        return "size 0"
+    return _why_not_floating(logits)
+
+
+def why_not_attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    /,
+    *,
+    mask: Any = None,
+    bias: Any = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    rng: Any = None,
+    enable_gqa: bool = False,
+) -> str | None:
+    """torch's dropout takes no generator, and nan in a masked key or value leaks into its result."""
+    if dropout_p:
+        return "torch's dropout takes no generator"
+    if 0 in query.shape or 0 in key.shape or 0 in value.shape:
+        return "size 0"
+    if (mask is not None or is_causal) and on_host(key) and is_concrete(key):
+        # A sum is finite if all terms are, and one pass without a temporary; an overflow only costs the kernel.
+        if not bool((key.sum() + value.sum()).isfinite()):
+            return "a key or value that is not finite would leak through torch's mask"
+    return _why_not_floating(query)
+
+
+def why_not_bincount(
+    pred: Any, target: Any, /, num_classes: int, *, ignore_index: int | None = None, validate: bool | None = None
+) -> str | None:
+    """`torch.bincount` has a shape that depends on values."""
+    return None if is_concrete(pred) and is_concrete(target) else "traced: torch.bincount needs values"
+
+
+def why_not_numba(
+    pred: Any, target: Any, /, num_classes: int, *, ignore_index: int | None = None, validate: bool | None = None
+) -> str | None:
+    """Host kernels read memory."""
+    if not (is_concrete(pred) and is_concrete(target)):
+        return "traced: host kernels need values"
+    if not on_host(pred):
+        return f"on {pred.device}, not on the host"
+    return why_not_counting(pred, target, num_classes, ignore_index=ignore_index, validate=validate)
+
+
+def _native(function: str, why_not: Callable[..., str | None]) -> tuple[Kernel, ...]:
+    return (Kernel(name="torch", function=f"portable_ops_backends.native.torch:{function}", why_not=why_not),)
+
+
+def _counting(function: str) -> tuple[Kernel, ...]:
+    return (
+        Kernel(
+            name="numba", function=f"portable_ops_backends.cpu.torch_counting:torch_{function}", why_not=why_not_numba
+        ),
+        Kernel(name="bincount", function=f"portable_ops_backends.native.bincount:{function}", why_not=why_not_bincount),
+        Kernel(name="scatter_add", function=f"portable_ops_backends.native.torch:{function}", why_not=always),
+    )
+
+
+backend = Backend(
+    name="torch",
+    library="torch",
+    namespace="array_api_compat.torch",
+    array_types=("torch:Tensor",),
+    from_numpy=from_numpy,
+    to_numpy=to_numpy,
+    install="torch",
+    devices=devices,
+    to_device=to_device,
+    is_concrete=is_concrete,
+    on_host=on_host,
+    synchronize=synchronize,
+    rng=rng,
+    uniform=uniform,
+    jit=jit,
+    grad=grad,
+    dtypes=("float16", "bfloat16", "float32", "float64"),
+    kernels={
+        "softmax": _native("softmax", why_not_softmax),
+        "log_softmax": _native("log_softmax", why_not_softmax),
+        "logsumexp": _native("logsumexp", why_not_logsumexp),
+        "sigmoid": _native("sigmoid", why_not_elementwise),
+        "log_sigmoid": _native("log_sigmoid", why_not_elementwise),
+        "cross_entropy": _native("cross_entropy", why_not_cross_entropy),
+        "scaled_dot_product_attention": _native("scaled_dot_product_attention", why_not_attention),
+        "confusion_matrix": _counting("confusion_matrix"),
+        "intersection_and_union": _counting("intersection_and_union"),
+    },
+)

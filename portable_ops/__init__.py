@@ -1,0 +1,43 @@
+"""Softmax, losses, Dice, mean IoU and attention: written once against the array API standard, run on any array."""
+
+from portable_ops._version import __version__
+from portable_ops.activations import log_sigmoid, log_softmax, logsumexp, sigmoid, softmax
+from portable_ops.attention import scaled_dot_product_attention
+from portable_ops.backend import Backend, Kernel, get_backend, list_backends
+from portable_ops.dispatch import explain, standard_only
+from portable_ops.losses import binary_cross_entropy, cross_entropy, dice_loss
+from portable_ops.multihead import MultiHeadAttention
+from portable_ops.segmentation import (
+    Areas,
+    class_iou,
+    confusion_matrix,
+    dice_coefficient,
+    intersection_and_union,
+    mean_iou,
+)
+
+__all__ = [
+    "Areas",
+    "Backend",
+    "Kernel",
+    "MultiHeadAttention",
+    "__version__",
+    "binary_cross_entropy",
+    "class_iou",
+    "confusion_matrix",
+    "cross_entropy",
+    "dice_coefficient",
+    "dice_loss",
+    "explain",
+    "get_backend",
+    "intersection_and_union",
+    "list_backends",
+    "log_sigmoid",
+    "log_softmax",
+    "logsumexp",
+    "mean_iou",
+    "scaled_dot_product_attention",
+    "sigmoid",
+    "softmax",
+    "standard_only",
+]

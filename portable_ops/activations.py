@@ -1,0 +1,251 @@
+"""Softmax and sigmoid, with their logarithms."""
+
+from __future__ import annotations
+
+import math
+
+from portable_ops.backend import Array
+from portable_ops.checks import Axis, normalized_axes, require_bool, require_broadcastable, require_flag, require_real
+from portable_ops.dispatch import Namespace, operation
+from portable_ops.precision import returned, working
+
+
+def _check_normalizer(xp: Namespace, x: Array, /, *, axis: Axis = -1, where: Array | None = None) -> None:
+    require_real("x", x)
+    normalized_axes(axis, x)
+    if where is not None:
+        require_bool("where", where)
+        require_broadcastable("where", where, "x", x.shape)
+
+
+def _check_logsumexp(
+    xp: Namespace, x: Array, /, *, axis: Axis = -1, keepdims: bool = False, where: Array | None = None
+) -> None:
+    _check_normalizer(xp, x, axis=axis, where=where)
+    require_flag("keepdims", keepdims)
+
+
+def _check_elementwise(xp: Namespace, x: Array, /) -> None:
+    require_real("x", x)
+
+
+def _masked(xp: Namespace, x: Array, axis: Axis, where: Array) -> tuple[Array, Array]:
+    """`x` with -inf where it takes no part, and which rows have anything that does."""
+    where = xp.broadcast_to(where, x.shape)
+    return xp.where(where, x, -math.inf), xp.any(where, axis=axis, keepdims=True)
+
+
+@operation(_check_normalizer, keyword_arrays=("where",))
+def softmax(xp: Namespace, x: Array, /, *, axis: Axis = -1, where: Array | None = None) -> Array:
+    """Exponentials of `x` along `axis`, divided by their sum.
+
+    Parameters
+    ----------
+    x : array of any shape, real
+        Float16 and bfloat16 are computed in float32; integers and bools become the default floating dtype.
+    axis : int, tuple of int or None
+        The axes that sum to one; None is all of them.
+    where : array of bool, optional
+        Broadcast to the shape of `x`. True takes part; what does not, becomes 0, whatever it holds.
+
+    Returns
+    -------
+    array of the shape and floating dtype of `x`
+        A row of -inf, or one with +inf or nan in it, is nan. A row in which nothing takes part is 0.
+
+    Raises
+    ------
+    TypeError
+        `x` is complex or no array, or `where` is not bool.
+    ValueError
+        `axis` is not an axis of `x`, or `where` does not broadcast to it.
+
+    See Also
+    --------
+    log_softmax, logsumexp
+
+    References
+    ----------
+    P. Blanchard, D. J. Higham, N. J. Higham, "Accurately computing the log-sum-exp and softmax functions", IMA Journal of
+    Numerical Analysis 41(4), 2021, for the shift by the maximum.
+
+    Examples
+    --------
+    >>> import numpy as np, portable_ops as po
+    >>> po.softmax(np.asarray([[0.0, 0.0], [1000.0, 0.0]]))
+    array([[0.5, 0.5],
+           [1. , 0. ]])
+    """
+    z, dtype = working(xp, x)
+    if 0 in x.shape:
+        return returned(xp, z, dtype)
+    if where is None:
+        powers = xp.exp(z - xp.max(z, axis=axis, keepdims=True))
+        return returned(xp, powers / xp.sum(powers, axis=axis, keepdims=True), dtype)
+    z, occupied = _masked(xp, z, axis, where)
+    # A row without entries is shifted by 0 and divided by 1, so that neither its value nor its gradient is nan.
+    powers = xp.exp(z - xp.where(occupied, xp.max(z, axis=axis, keepdims=True), 0.0))
+    total = xp.where(occupied, xp.sum(powers, axis=axis, keepdims=True), 1.0)
+    return returned(xp, xp.where(where, powers / total, 0.0), dtype)
+
+
+@operation(_check_normalizer, keyword_arrays=("where",))
+def log_softmax(xp: Namespace, x: Array, /, *, axis: Axis = -1, where: Array | None = None) -> Array:
+    """Logarithm of `softmax`, without its underflow.
+
+    Parameters
+    ----------
+    x : array of any shape, real
+    axis : int, tuple of int or None
+        The axes over which the exponentials sum to one; None is all of them.
+    where : array of bool, optional
+        Broadcast to the shape of `x`. True takes part; what does not, becomes -inf.
+
+    Returns
+    -------
+    array of the shape and floating dtype of `x`
+        A row of -inf, or one with +inf or nan in it, is nan. A row in which nothing takes part is -inf.
+
+    Raises
+    ------
+    TypeError
+        `x` is complex or no array, or `where` is not bool.
+    ValueError
+        `axis` is not an axis of `x`, or `where` does not broadcast to it.
+
+    References
+    ----------
+    P. Blanchard, D. J. Higham, N. J. Higham, "Accurately computing the log-sum-exp and softmax functions", IMA Journal of
+    Numerical Analysis 41(4), 2021.
+
+    Examples
+    --------
+    >>> import numpy as np, portable_ops as po
+    >>> po.log_softmax(np.asarray([0.0, -1000.0]))
+    array([    0., -1000.])
+    """
+    z, dtype = working(xp, x)
+    if 0 in x.shape:
+        return returned(xp, z, dtype)
+    if where is None:
+        shifted = z - xp.max(z, axis=axis, keepdims=True)
+        return returned(xp, shifted - xp.log(xp.sum(xp.exp(shifted), axis=axis, keepdims=True)), dtype)
+    z, occupied = _masked(xp, z, axis, where)
+    shifted = z - xp.where(occupied, xp.max(z, axis=axis, keepdims=True), 0.0)
+    total = xp.where(occupied, xp.sum(xp.exp(shifted), axis=axis, keepdims=True), 1.0)
+    return returned(xp, xp.where(where, shifted - xp.log(total), -math.inf), dtype)
+
+
+@operation(_check_logsumexp, keyword_arrays=("where",))
+def logsumexp(
+    xp: Namespace, x: Array, /, *, axis: Axis = -1, keepdims: bool = False, where: Array | None = None
+) -> Array:
+    """Logarithm of the sum of the exponentials of `x` along `axis`, without overflow.
+
+    Parameters
+    ----------
+    x : array of any shape, real
+    axis : int, tuple of int or None
+        The axes to sum over; None is all of them.
+    keepdims : bool
+        Whether the summed axes stay, with size one.
+    where : array of bool, optional
+        Broadcast to the shape of `x`. True takes part.
+
+    Returns
+    -------
+    array of the floating dtype of `x`
+        -inf where nothing takes part or all that does is -inf; +inf where a term is +inf.
+
+    Raises
+    ------
+    TypeError
+        `x` is complex or no array, or `where` is not bool.
+    ValueError
+        `axis` is not an axis of `x`, or `where` does not broadcast to it.
+
+    References
+    ----------
+    P. Blanchard, D. J. Higham, N. J. Higham, "Accurately computing the log-sum-exp and softmax functions", IMA Journal of
+    Numerical Analysis 41(4), 2021.
+
+    Examples
+    --------
+    >>> import numpy as np, portable_ops as po
+    >>> print(round(float(po.logsumexp(np.asarray([1000.0, 1000.0]))), 4))
+    1000.6931
+    """
+    z, dtype = working(xp, x)
+    axes = normalized_axes(axis, x)
+    if any(z.shape[one] == 0 for one in axes):
+        # The standard has no maximum of nothing; the sum of nothing is 0, and its logarithm -inf.
+        return returned(xp, xp.sum(z, axis=axes, keepdims=keepdims) - math.inf, dtype)
+    if where is not None:
+        z = xp.where(where, z, -math.inf)
+    peak = xp.max(z, axis=axes, keepdims=True)
+    shift = xp.where(xp.isfinite(peak), peak, 0.0)
+    total = xp.sum(xp.exp(z - shift), axis=axes, keepdims=keepdims)
+    if not keepdims:
+        peak, shift = xp.squeeze(peak, axis=axes), xp.squeeze(shift, axis=axes)
+    # Where the peak is -inf the sum is 0: log(1) - inf avoids the warning of log(0).
+    nothing = peak == -math.inf
+    result = xp.log(xp.where(nothing, 1.0, total)) + xp.where(nothing, peak, shift)
+    return returned(xp, result, dtype)
+
+
+@operation(_check_elementwise)
+def sigmoid(xp: Namespace, x: Array, /) -> Array:
+    """``1 / (1 + exp(-x))``, without overflow at either end.
+
+    Parameters
+    ----------
+    x : array of any shape, real
+
+    Returns
+    -------
+    array of the shape and floating dtype of `x`
+
+    Raises
+    ------
+    TypeError
+        `x` is complex or no array.
+
+    Examples
+    --------
+    >>> import numpy as np, portable_ops as po
+    >>> po.sigmoid(np.asarray([-1000.0, 0.0, 1000.0]))
+    array([0. , 0.5, 1. ])
+    """
+    z, dtype = working(xp, x)
+    negative = z < 0
+    # where, not abs: the gradient of abs at 0 is 0, which would make that of sigmoid 0 as well.
+    power = xp.exp(xp.where(negative, z, -z))
+    return returned(xp, xp.where(negative, power, 1.0) / (1.0 + power), dtype)
+
+
+@operation(_check_elementwise)
+def log_sigmoid(xp: Namespace, x: Array, /) -> Array:
+    """Logarithm of `sigmoid`, exact to -inf.
+
+    Parameters
+    ----------
+    x : array of any shape, real
+
+    Returns
+    -------
+    array of the shape and floating dtype of `x`
+
+    Raises
+    ------
+    TypeError
+        `x` is complex or no array.
+
+    Examples
+    --------
+    >>> import numpy as np, portable_ops as po
+    >>> po.log_sigmoid(np.asarray([-1000.0, 1000.0]))
+    array([-1000.,    -0.])
+    """
+    z, dtype = working(xp, x)
+    negative = z < 0
+    return returned(xp, xp.where(negative, z, 0.0) - xp.log1p(xp.exp(xp.where(negative, z, -z))), dtype)

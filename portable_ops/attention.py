@@ -1,0 +1,270 @@
+"""Scaled dot-product attention, in memory that grows with the tokens and not with their square."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from portable_ops.backend import Array
+from portable_ops.checks import (
+    complaint,
+    require_bool,
+    require_broadcastable,
+    require_flag,
+    require_floating,
+    require_number,
+    require_real,
+)
+from portable_ops.dispatch import Namespace, backend_of, device_of, operation, values_are_at_hand
+from portable_ops.precision import as_dtype, returned, working
+
+BLOCK_ELEMENTS = 2**21
+"""Attention weights that exist at one time, unless a single row of them is longer."""
+
+
+def _check_attention(
+    xp: Namespace,
+    query: Array,
+    key: Array,
+    value: Array,
+    /,
+    *,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    rng: Any = None,
+    enable_gqa: bool = False,
+) -> None:
+    for name, array in (("query", query), ("key", key), ("value", value)):
+        require_real(name, array)
+        if array.ndim < 2:
+            raise ValueError(complaint(name, f"shape {tuple(array.shape)}", "shape (..., heads, tokens, dim)"))
+    require_flag("is_causal", is_causal)
+    require_flag("enable_gqa", enable_gqa)
+    q, k, v = tuple(query.shape), tuple(key.shape), tuple(value.shape)
+    if k[-1] != q[-1]:
+        raise ValueError(complaint("key", f"shape {k}", f"the dim of query, {q[-1]}, as the last axis"))
+    if v[:-1] != k[:-1]:
+        raise ValueError(complaint("value", f"shape {v}", f"the shape of key up to the last axis, {k[:-1]}"))
+    if enable_gqa:
+        if len(q) < 3 or len(k) < 3:
+            raise ValueError(complaint("enable_gqa", True, "query and key of shape (..., heads, tokens, dim)"))
+        if k[:-3] != q[:-3] or k[-3] == 0 or q[-3] % k[-3]:
+            wanted = f"the leading axes of query, {q[:-3]}, and a number of heads that divides {q[-3]}"
+            raise ValueError(complaint("key", f"shape {k}", wanted))
+    elif k[:-2] != q[:-2]:
+        wanted = f"the leading axes of query, {q[:-2]} (enable_gqa=True shares heads)"
+        raise ValueError(complaint("key", f"shape {k}", wanted))
+    weights = (*q[:-1], k[-2])
+    if mask is not None:
+        require_bool("mask", mask)
+        require_broadcastable("mask", mask, "the attention weights", weights)
+    if bias is not None:
+        require_floating("bias", bias)
+        require_broadcastable("bias", bias, "the attention weights", weights)
+    if scale is not None:
+        require_number("scale", scale)
+    require_number("dropout_p", dropout_p, minimum=0.0, below=1.0)
+    if dropout_p and rng is None:
+        raise ValueError(complaint("rng", None, "a generator of the array library, as dropout_p is not 0"))
+
+
+@operation(_check_attention, keyword_arrays=("mask", "bias"))
+def scaled_dot_product_attention(
+    xp: Namespace,
+    query: Array,
+    key: Array,
+    value: Array,
+    /,
+    *,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    rng: Any = None,
+    enable_gqa: bool = False,
+) -> Array:
+    """``softmax(query @ key.T * scale + bias) @ value``, without the matrix of all weights in memory.
+
+    Parameters
+    ----------
+    query : array of shape (..., heads, N, D), real
+    key : array of shape (..., heads, M, D)
+    value : array of shape (..., heads, M, E)
+    mask : array of bool, optional
+        Broadcast to (..., heads, N, M). True attends; combined with `is_causal`. What a masked key or value holds, nan
+        included, does not show in the result.
+    bias : array, floating, optional
+        Added to the scaled products; broadcast likewise.
+    is_causal : bool
+        Query i attends to the keys 0 ... i only, counted from the top left corner also where N and M differ.
+    scale : float, optional
+        ``1 / sqrt(D)`` if None.
+    dropout_p : float
+        Chance that a weight is set to zero, the others growing by ``1 / (1 - dropout_p)``. It needs `rng`.
+    rng : generator, optional
+        Of the array library: ``numpy.random.Generator``, ``torch.Generator``, a JAX key.
+    enable_gqa : bool
+        Grouped queries: `key` and `value` have fewer heads, each shared by as many heads of `query` in a row.
+
+    Returns
+    -------
+    array of shape (..., heads, N, E) and the floating dtype of `query`
+        A row with nothing to attend to is 0.
+
+    Raises
+    ------
+    TypeError
+        An array is complex, or `mask` is not bool.
+    ValueError
+        Shapes do not fit, an option is out of range, or dropout is asked for without `rng`.
+
+    Notes
+    -----
+    Extra memory grows with N + M. Gradients by automatic differentiation of the standard definition keep the weights of every
+    block; kernels (see `explain`) do better.
+
+    References
+    ----------
+    A. Vaswani et al., "Attention is all you need", NeurIPS 2017. M. N. Rabe, C. Staats, "Self-attention does not need O(n^2)
+    memory", arXiv:2112.05682.
+
+    Examples
+    --------
+    >>> import numpy as np, portable_ops as po
+    >>> q = k = np.zeros((1, 2, 4))
+    >>> v = np.asarray([[[1.0], [3.0]]])
+    >>> po.scaled_dot_product_attention(q, k, v)[0, :, 0]
+    array([2., 2.])
+    >>> po.scaled_dot_product_attention(q, k, v, is_causal=True)[0, :, 0]
+    array([1., 2.])
+    """
+    q, dtype = working(xp, query)
+    q = q * (1 / math.sqrt(max(query.shape[-1], 1)) if scale is None else scale)
+    k, v = as_dtype(xp, key, q), as_dtype(xp, value, q)
+    bias = None if bias is None else as_dtype(xp, bias, q)
+    if enable_gqa:
+        groups = (key.shape[-3], query.shape[-3] // key.shape[-3])
+        q = xp.reshape(q, (*q.shape[:-3], *groups, *q.shape[-2:]))
+        k, v = xp.expand_dims(k, axis=-3), xp.expand_dims(v, axis=-3)
+        mask, bias = (_grouped(xp, array, groups) for array in (mask, bias))
+    # Zero times nan is nan: without a mask that is right, with one the weights that are zero must not pick it up.
+    shielded = (mask is not None or is_causal) and not (values_are_at_hand(v) and bool(xp.all(xp.isfinite(v))))
+    dropout = None if not dropout_p else _Dropout(dropout_p, rng)
+    result = _attend(xp, q, k, v, mask, bias, is_causal, shielded, dropout, 0)
+    return returned(xp, xp.reshape(result, (*query.shape[:-1], value.shape[-1])), dtype)
+
+
+class _Dropout:
+    def __init__(self, p: float, rng: Any) -> None:
+        self.p = p
+        self.rng = rng
+
+    def __call__(self, xp: Namespace, weights: Array) -> Array:
+        uniform = backend_of(weights).uniform
+        if uniform is None:
+            raise ValueError(complaint("dropout_p", self.p, f"0.0, as {backend_of(weights).name} has no random numbers"))
+        draws = uniform(self.rng, tuple(weights.shape), weights.dtype, device_of(weights))
+        return xp.where(draws < self.p, 0.0, weights / (1 - self.p))
+
+
+def _grouped(xp: Namespace, array: Array | None, groups: tuple[int, int]) -> Array | None:
+    """A mask or bias with its axis of heads, if it has one, split into groups."""
+    if array is None or array.ndim < 3:
+        return array
+    split = groups if array.shape[-3] > 1 else (1, 1)
+    return xp.reshape(array, (*array.shape[:-3], *split, *array.shape[-2:]))
+
+
+def _part(array: Array | None, axis: int, part: slice) -> Array | None:
+    """A part of an array along an axis, counted from the last, along which it may be broadcast."""
+    if array is None or array.ndim < -axis or array.shape[axis] == 1:
+        return array
+    return array[(..., part, *(slice(None),) * (-axis - 1))]
+
+
+def _attend(
+    xp: Namespace,
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Array | None,
+    bias: Array | None,
+    is_causal: bool,
+    shielded: bool,
+    dropout: _Dropout | None,
+    row: int,
+) -> Array:
+    """Attention of queries whose first is number `row`, split along one axis after the other until the weights are few."""
+    elements = math.prod(q.shape[:-1]) * k.shape[-2]
+    if elements <= BLOCK_ELEMENTS or all(size <= 1 for size in q.shape[:-1]):
+        return _attend_block(xp, q, k, v, mask, bias, is_causal, shielded, dropout, row)
+    axis = next(axis for axis in range(-q.ndim, -1) if q.shape[axis] > 1)
+    size = q.shape[axis]
+    step = max(1, size * BLOCK_ELEMENTS // elements)
+    pieces = []
+    for start in range(0, size, step):
+        part = slice(start, min(start + step, size))
+        keys, values, m, b = k, v, _part(mask, axis, part), _part(bias, axis, part)
+        first = row
+        if axis < -2:
+            keys, values = _part(k, axis, part), _part(v, axis, part)
+        else:
+            first = row + start
+            if is_causal:
+                reach = slice(0, row + part.stop)
+                keys, values, m, b = k[..., reach, :], v[..., reach, :], _part(m, -1, reach), _part(b, -1, reach)
+        pieces.append(
+            _attend(xp, _part(q, axis, part), keys, values, m, b, is_causal, shielded, dropout, first)
+        )
+    return xp.concat(pieces, axis=axis)
+
+
+def _attend_block(
+    xp: Namespace,
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Array | None,
+    bias: Array | None,
+    is_causal: bool,
+    shielded: bool,
+    dropout: _Dropout | None,
+    row: int,
+) -> Array:
+    rows, columns = q.shape[-2], k.shape[-2]
+    if columns == 0:
+        return xp.zeros((*q.shape[:-1], v.shape[-1]), dtype=q.dtype, device=device_of(q))
+    logits = xp.matmul(q, xp.matrix_transpose(k))
+    if bias is not None:
+        logits = logits + bias
+    if is_causal:
+        device = device_of(q)
+        earlier = xp.arange(row, row + rows, device=device)[:, None] >= xp.arange(columns, device=device)[None, :]
+        mask = earlier if mask is None else mask & earlier
+    if mask is not None:
+        logits = xp.where(mask, logits, -math.inf)
+    peak = xp.max(logits, axis=-1, keepdims=True)
+    weights = xp.exp(logits - xp.where(peak == -math.inf, 0.0, peak))
+    total = xp.sum(weights, axis=-1, keepdims=True)
+    total = xp.where(total == 0, 1.0, total)
+    if dropout is not None:
+        weights = dropout(xp, weights)
+    if not shielded or mask is None:
+        return xp.matmul(weights, v) / total
+    finite = xp.matmul(weights, xp.where(xp.isfinite(v), v, 0.0)) / total
+    return finite + _attended_nonfinite(xp, mask, v, (*q.shape[:-1], columns))
+
+
+def _attended_nonfinite(xp: Namespace, mask: Array, v: Array, shape: tuple[int, ...]) -> Array:
+    """nan and infinities in the values that are attended to, 0 elsewhere."""
+    attended = xp.astype(xp.broadcast_to(mask, shape), v.dtype)
+    found = [
+        xp.matmul(attended, xp.astype(which, v.dtype)) > 0 for which in (xp.isnan(v), v == math.inf, v == -math.inf)
+    ]
+    return (
+        xp.where(found[0], math.nan, 0.0) + xp.where(found[1], math.inf, 0.0) - xp.where(found[2], math.inf, 0.0)
+    )

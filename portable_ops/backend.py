@@ -1,0 +1,222 @@
+"""What a backend is, and how backends are found.
+
+A backend says how one array library is reached. Everything that is not an operation (tests, benchmarks, the command
+line) knows array libraries through this contract alone, so an adapter that works there works everywhere.
+
+Adding one is a module that defines a `Backend`, and an entry point in the group ``portable_ops.backends`` that names it.
+Importing that module must not import the array library: array types and kernels are strings, loaded when first met.
+"""
+
+from __future__ import annotations
+
+import importlib
+import operator
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import metadata
+from importlib.util import find_spec
+from types import MappingProxyType
+from typing import Any
+
+ENTRY_POINT_GROUP = "portable_ops.backends"
+
+Array = Any
+"""An array of any library that follows the array API standard."""
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """A faster way to run one operation on one backend's arrays.
+
+    Attributes
+    ----------
+    name : str
+        What `explain` and reports call it, such as ``"numba"``.
+    function : str
+        ``"module:name"`` of a callable with the operation's own signature. It is imported when first used.
+    why_not : callable
+        Takes the call's arguments; returns None if the kernel serves this call, else the reason in a few words. It must
+        be cheap: dispatch asks it on every call.
+    """
+
+    name: str
+    function: str
+    why_not: Callable[..., str | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """How one array library is reached.
+
+    Attributes
+    ----------
+    name : str
+        The entry point's name, such as ``"torch"``.
+    library : str
+        The import name of the array library, whose presence means that the backend can be used.
+    namespace : str
+        The module that follows the array API standard for these arrays, such as ``"array_api_compat.torch"``.
+    array_types : tuple of str
+        ``"module:Class"`` of the arrays it takes, subclasses and tracers included.
+    from_numpy : callable
+        ``(array, device=None, dtype=None)``: a NumPy array as one of this library's, always a copy or read-only view.
+        `dtype` is a name such as ``"bfloat16"``.
+    to_numpy : callable
+        ``(array)``: the values as a NumPy array on the host; bfloat16 comes as float32. Explicit transfers only.
+    install : str
+        The requirement to hand to pip when the library is missing.
+    rejects : mapping of str to str
+        ``"module:Class"`` of subclasses that must not be taken for plain arrays, with the reason.
+    devices : callable
+        ``()``: the names of the devices that this machine has, the default one first.
+    device_of : callable
+        ``(array)``: the device of an array, or None where there is none yet (a tracer).
+    to_device : callable
+        ``(name)``: the library's device object for a name from `devices`.
+    is_concrete : callable
+        ``(array)``: False for tracers, fake and lazy arrays, whose values do not exist.
+    on_host : callable
+        ``(array)``: whether the values lie in memory that the CPU reads without a transfer.
+    synchronize : callable
+        ``(array)``: return once the array's values are there. Timers call it.
+    rng, uniform : callable
+        ``rng(seed, device=None)`` makes a generator; ``uniform(rng, shape, dtype, device)`` draws from [0, 1), `dtype`
+        being the library's own.
+    jit : callable or None
+        ``(function)``: the function compiled or traced by the library, for functions of arrays.
+    grad : callable or None
+        ``(function)``: the gradient of a scalar function with respect to its first argument.
+    lazy : bool
+        Whether arrays are task graphs until computed.
+    register_container : callable or None
+        ``(cls, flatten, unflatten)``: teach the library's transforms a class that holds arrays.
+    dtypes : tuple of str
+        The floating dtypes it computes in.
+    kernels : mapping
+        Operation name to the kernels that may serve it, best first.
+    """
+
+    name: str
+    library: str
+    namespace: str
+    array_types: tuple[str, ...]
+    from_numpy: Callable[..., Array]
+    to_numpy: Callable[[Array], Any]
+    install: str = ""
+    rejects: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
+    devices: Callable[[], Sequence[str]] = lambda: ("cpu",)
+    device_of: Callable[[Array], Any] = operator.attrgetter("device")
+    to_device: Callable[[str], Any] = lambda name: name
+    is_concrete: Callable[[Array], bool] = lambda array: True
+    on_host: Callable[[Array], bool] = lambda array: True
+    synchronize: Callable[[Array], None] = lambda array: None
+    rng: Callable[..., Any] | None = None
+    uniform: Callable[..., Array] | None = None
+    jit: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
+    grad: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
+    lazy: bool = False
+    register_container: Callable[..., None] | None = None
+    dtypes: tuple[str, ...] = ("float32", "float64")
+    kernels: Mapping[str, tuple[Kernel, ...]] = field(default_factory=lambda: _NOTHING)
+
+    def is_installed(self) -> bool:
+        """Whether the array library can be imported, found without importing it."""
+        return self.library in sys.modules or find_spec(self.library) is not None
+
+    def __repr__(self) -> str:
+        return f"Backend({self.name!r})"
+
+
+@cache
+def registered_backends() -> Mapping[str, Backend]:
+    """All backends that entry points name, whether or not their array library is installed.
+
+    A backend that cannot be loaded is left out with a warning: a stranger's broken package must not take NumPy down.
+    """
+    found: dict[str, Backend] = {}
+    for entry in metadata.entry_points(group=ENTRY_POINT_GROUP):
+        try:
+            backend = entry.load()
+        except Exception as error:  # noqa: BLE001 - whatever a stranger's module raises
+            warnings.warn(f"backend {entry.name!r} ({entry.value}) cannot be loaded: {error!r}", stacklevel=2)
+            continue
+        if not isinstance(backend, Backend):
+            kind = type(backend).__name__
+            warnings.warn(f"backend {entry.name!r} ({entry.value}) is a {kind}, not a Backend", stacklevel=2)
+            continue
+        found[entry.name] = backend
+    return MappingProxyType(found)
+
+
+def list_backends() -> list[str]:
+    """Names of the backends whose array library is installed here.
+
+    Returns
+    -------
+    list of str
+
+    Examples
+    --------
+    >>> import portable_ops as po
+    >>> "numpy" in po.list_backends()
+    True
+    """
+    return [name for name, backend in registered_backends().items() if backend.is_installed()]
+
+
+def get_backend(name: str, /) -> Backend:
+    """The backend of that name.
+
+    Parameters
+    ----------
+    name : str
+        One of `list_backends`.
+
+    Returns
+    -------
+    Backend
+
+    Raises
+    ------
+    ValueError
+        There is no such backend, or its array library is not installed.
+
+    Examples
+    --------
+    >>> import portable_ops as po
+    >>> po.get_backend("numpy").devices()
+    ('cpu',)
+    """
+    backends = registered_backends()
+    if name not in backends:
+        raise ValueError(f"name: got {name!r}; expected one of {', '.join(sorted(backends))}")
+    backend = backends[name]
+    if not backend.is_installed():
+        raise ValueError(f"name: got {name!r}, whose library is not installed; try `pip install {backend.install}`")
+    return backend
+
+
+def always(*args: Any, **kwargs: Any) -> None:
+    """The `why_not` of a kernel that serves every call."""
+
+
+def loaded_class(path: str) -> type | None:
+    """The class that ``"module:Class"`` names, if its module has been imported.
+
+    No array of a type exists before the module that defines the type has been imported, so nothing need be imported here.
+    """
+    module, _, name = path.partition(":")
+    found = sys.modules.get(module)
+    cls = getattr(found, name, None) if found is not None else None
+    return cls if isinstance(cls, type) else None
+
+
+def load(path: str) -> Any:
+    """The object that ``"module:name"`` names, imported if it must be."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)

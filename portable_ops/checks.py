@@ -1,0 +1,128 @@
+"""Checks of arguments: each error names the argument, what it got and what it wants."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+from portable_ops.backend import Array
+from portable_ops.dispatch import kind_of
+
+Axis = int | tuple[int, ...] | None
+
+_REAL = frozenset({"float", "half", "integer", "bool"})
+_LABELS = frozenset({"integer", "bool"})
+_FLOATING = frozenset({"float", "half"})
+REDUCTIONS = ("none", "mean", "sum")
+
+
+def complaint(argument: str, got: object, wanted: str) -> str:
+    """The one form that all messages have."""
+    return f"{argument}: got {got}; expected {wanted}"
+
+
+def require_real(argument: str, array: Array) -> None:
+    """Raise TypeError unless the dtype is bool, integer or real floating."""
+    if kind_of(array) not in _REAL:
+        raise TypeError(complaint(argument, f"dtype {array.dtype}", "a bool, integer or real floating dtype"))
+
+
+def require_floating(argument: str, array: Array) -> None:
+    """Raise TypeError unless the dtype is real floating."""
+    if kind_of(array) not in _FLOATING:
+        raise TypeError(complaint(argument, f"dtype {array.dtype}", "a real floating dtype"))
+
+
+def require_labels(argument: str, array: Array) -> None:
+    """Raise TypeError unless the dtype can hold class labels."""
+    if kind_of(array) not in _LABELS:
+        raise TypeError(complaint(argument, f"dtype {array.dtype}", "an integer dtype, or bool for two classes"))
+
+
+def require_bool(argument: str, array: Array) -> None:
+    """Raise TypeError unless the dtype is bool."""
+    if kind_of(array) != "bool":
+        raise TypeError(complaint(argument, f"dtype {array.dtype}", "dtype bool (True = take part)"))
+
+
+def require_same_shape(argument: str, array: Array, other: str, like: Array) -> None:
+    """Raise ValueError unless two arrays have one shape."""
+    if tuple(array.shape) != tuple(like.shape):
+        raise ValueError(
+            complaint(argument, f"shape {tuple(array.shape)}", f"the shape of {other}, {tuple(like.shape)}")
+        )
+
+
+def require_broadcastable(argument: str, array: Array, other: str, shape: Sequence[int]) -> None:
+    """Raise ValueError unless an array broadcasts to `shape` without changing it."""
+    shape = tuple(shape)
+    given = tuple(array.shape)
+    fits = len(given) <= len(shape) and all(
+        size in (1, full) for size, full in zip(reversed(given), reversed(shape), strict=False)
+    )
+    if not fits:
+        raise ValueError(complaint(argument, f"shape {given}", f"a shape that broadcasts to that of {other}, {shape}"))
+
+
+def require_choice(argument: str, value: object, choices: Sequence[object]) -> None:
+    """Raise ValueError unless the value is one of the choices."""
+    if value not in choices:
+        raise ValueError(complaint(argument, repr(value), "one of " + ", ".join(repr(choice) for choice in choices)))
+
+
+def require_flag(argument: str, value: object) -> None:
+    """Raise TypeError unless the value is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(complaint(argument, repr(value), "True or False"))
+
+
+def require_number(
+    argument: str,
+    value: object,
+    *,
+    minimum: float = float("-inf"),
+    maximum: float = float("inf"),
+    below: float = float("inf"),
+) -> None:
+    """Raise unless the value is a Python number with minimum <= value <= maximum and value < below."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(complaint(argument, repr(value), "a number"))
+    if not (minimum <= value <= maximum) or (below != float("inf") and not value < below):
+        parts = [f"at least {minimum:g}"] if minimum != float("-inf") else []
+        parts += [f"at most {maximum:g}"] if maximum != float("inf") else []
+        parts += [f"below {below:g}"] if below != float("inf") else []
+        raise ValueError(complaint(argument, repr(value), "a number " + " and ".join(parts)))
+
+
+def require_integer(argument: str, value: Any, *, minimum: int | None = None) -> int:
+    """The value as an int; raise TypeError or ValueError unless it is an integer of at least `minimum`."""
+    if isinstance(value, bool):
+        raise TypeError(complaint(argument, repr(value), "an integer"))
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(complaint(argument, repr(value), "an integer")) from None
+    if minimum is not None and number < minimum:
+        raise ValueError(complaint(argument, number, f"an integer of at least {minimum}"))
+    return number
+
+
+def normalized_axes(axis: Axis, array: Array, argument: str = "axis", name: str = "x") -> tuple[int, ...]:
+    """The axes as a tuple of non-negative ints, all of them for None; raise ValueError for one that is not there."""
+    ndim = array.ndim
+    if axis is None:
+        return tuple(range(ndim))
+    given = axis if isinstance(axis, tuple) else (axis,)
+    if not given:
+        raise ValueError(complaint(argument, "()", "at least one axis, or None for all"))
+    axes = []
+    for one in given:
+        number = one if type(one) is int else require_integer(argument, one)
+        if not -ndim <= number < ndim:
+            wanted = f"an axis from {-ndim} to {ndim - 1}" if ndim else "None, as there is no axis"
+            raise ValueError(complaint(argument, axis, f"{wanted} for {name} of shape {tuple(array.shape)}"))
+        axes.append(number % ndim)
+    if len(set(axes)) != len(axes):
+        raise ValueError(complaint(argument, axis, "each axis once"))
+    return tuple(axes)

@@ -1,0 +1,86 @@
+"""Counting pairs of labels: what the standard definition and every kernel built on a histogram have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from portable_ops.backend import Array
+from portable_ops.checks import complaint
+from portable_ops.dispatch import Namespace, device_of
+from portable_ops.labels import ignored_labels, in_range, index_dtype, must_validate, require_in_range, widened
+
+Histogram = Callable[[Namespace, Array, int], Array]
+"""``(xp, codes, bins)``: counts of the codes 0 ... bins - 1; the code `bins` is left out."""
+
+
+class Areas(NamedTuple):
+    """Elements per class, each an array of shape (num_classes,)."""
+
+    intersection: Array
+    union: Array
+    target: Array
+
+
+def sorted_histogram(xp: Namespace, codes: Array, bins: int) -> Array:
+    """A histogram in the standard's own words, which has no bincount: sort, then find where each code begins."""
+    edges = xp.arange(bins + 1, dtype=codes.dtype, device=device_of(codes))
+    return xp.astype(xp.diff(xp.searchsorted(xp.sort(codes), edges)), index_dtype(xp, codes))
+
+
+def count_pairs(
+    xp: Namespace,
+    pred: Array,
+    target: Array,
+    num_classes: int,
+    ignore_index: int | None,
+    validate: bool | None,
+    histogram: Histogram,
+) -> Array:
+    """The confusion matrix, rows = target."""
+    p, t, valid = _countable(xp, pred, target, num_classes, ignore_index, validate)
+    bins = num_classes**2
+    counts = histogram(xp, xp.where(valid, t * num_classes + p, bins), bins)
+    return xp.reshape(counts, (num_classes, num_classes))
+
+
+def count_areas(
+    xp: Namespace,
+    pred: Array,
+    target: Array,
+    num_classes: int,
+    ignore_index: int | None,
+    validate: bool | None,
+    histogram: Histogram,
+) -> Areas:
+    """Areas per class, in memory that grows with the classes and not with their square."""
+    p, t, valid = _countable(xp, pred, target, num_classes, ignore_index, validate)
+    intersection, predicted, actual = (
+        histogram(xp, xp.where(mask, labels, num_classes), num_classes)
+        for mask, labels in ((valid & (p == t), t), (valid, p), (valid, t))
+    )
+    return Areas(intersection, predicted + actual - intersection, actual)
+
+
+def _countable(
+    xp: Namespace, pred: Array, target: Array, num_classes: int, ignore_index: int | None, validate: bool | None
+) -> tuple[Array, Array, Array]:
+    """Flat widened labels, and where both name a class and none is ignored; raises for others if that is asked for."""
+    p, t = (xp.reshape(widened(xp, labels), (-1,)) for labels in (pred, target))
+    if xp.iinfo(p.dtype).bits < 64 and max(p.shape[0] or 0, num_classes**2) >= 2**31:
+        got = f"{p.shape[0]} elements and {num_classes} classes"
+        raise ValueError(complaint("pred", got, "fewer than 2**31 elements and pairs of classes where there is no int64"))
+    valid = in_range(p, num_classes) & in_range(t, num_classes)
+    ignored = ignored_labels(t, ignore_index)
+    if must_validate(validate, pred) and bool(xp.any(~valid if ignored is None else ~(valid | ignored))):
+        raise_for_labels(xp, pred, target, num_classes, ignore_index)
+    return p, t, valid if ignored is None else valid & ~ignored
+
+
+def raise_for_labels(xp: Namespace, pred: Array, target: Array, num_classes: int, ignore_index: int | None) -> None:
+    """Raise the ValueError that names the argument and the label that kept an element from being counted."""
+    ignored = ignored_labels(widened(xp, target), ignore_index)
+    counted = None if ignored is None else ~ignored
+    hint = "; validate=False leaves such elements out"
+    require_in_range(xp, "target", target, num_classes, counted, hint)
+    require_in_range(xp, "pred", pred, num_classes, counted, hint)

@@ -1,0 +1,466 @@
+"""Array type -> arguments checked once -> the first kernel that serves, else the standard definition.
+
+A definition is a function of the array namespace and the operation's own arguments that uses the array API standard alone.
+`operation` makes the public function of it. The path of a call is: one dictionary look-up by `type(x)`, one check that is the
+same for every backend, then the backend's kernels in order, each asked `why_not`. `explain` asks the same questions.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import numpy as np
+
+from portable_ops.backend import Array, Backend, Kernel, load, loaded_class, registered_backends
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+Namespace = Any
+"""A module that follows the array API standard."""
+
+
+@dataclass(frozen=True, eq=False)
+class Route:
+    """What dispatch needs to know of an array type, found once per type."""
+
+    backend: Backend
+    xp: Namespace
+    kinds: dict[Any, str] = field(default_factory=dict)
+    one_device: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Operation:
+    """A public operation: its standard definition, its argument check and which arguments are arrays."""
+
+    name: str
+    definition: Callable[..., Any]
+    check: Callable[..., None]
+    signature: inspect.Signature
+    arrays: tuple[str, ...]
+    keyword_arrays: tuple[str, ...]
+    base: str | None = None
+
+
+OPERATIONS: dict[str, Operation] = {}
+
+_ROUTES: dict[type, Route] = {}
+_ROUTE_OF_BACKEND: dict[str, Route] = {}
+_LOADED: dict[str, Callable[..., Any]] = {}
+
+
+class _Mode(threading.local):
+    # A class-level default under threading.local can be traced by torch.compile; a ContextVar cannot.
+    standard_only = False
+
+
+_mode = _Mode()
+
+
+@contextmanager
+def standard_only() -> Iterator[None]:
+    """Run the standard definitions alone, without kernels, in this thread, while the context lasts.
+
+    Examples
+    --------
+    >>> import numpy as np, portable_ops as po
+    >>> with po.standard_only():
+    ...     print(po.explain(po.sigmoid, np.zeros(3)).chosen)
+    definition
+    """
+    before = _mode.standard_only
+    _mode.standard_only = True
+    try:
+        yield
+    finally:
+        _mode.standard_only = before
+
+
+def operation(
+    check: Callable[Concatenate[Namespace, P], None], *, keyword_arrays: tuple[str, ...] = ()
+) -> Callable[[Callable[Concatenate[Namespace, P], R]], Callable[P, R]]:
+    """Make the public function of a standard definition.
+
+    Parameters
+    ----------
+    check : callable
+        Has the definition's signature; raises TypeError or ValueError for bad arguments, for all backends alike.
+    keyword_arrays : tuple of str
+        The keyword arguments that hold arrays. Positional-only arguments always do.
+    """
+
+    def decorate(definition: Callable[Concatenate[Namespace, P], R]) -> Callable[P, R]:
+        op = _register(definition, check, keyword_arrays)
+        name, count, keywords = op.name, len(op.arrays), op.keyword_arrays
+
+        @functools.wraps(definition)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            route = _ROUTES.get(type(args[0])) if args else None
+            if route is None or not _is_joined(route, args, kwargs, count, keywords):
+                route, args, kwargs = _join(op, args, kwargs)  # type: ignore[assignment]
+            try:
+                check(route.xp, *args, **kwargs)
+            except TypeError as error:
+                raise _call_error(op, error, args, kwargs) from None
+            if not _mode.standard_only:
+                for kernel in route.backend.kernels.get(name, ()):
+                    if kernel.why_not(*args, **kwargs) is None:
+                        function = _LOADED.get(kernel.function) or _load_kernel(kernel.function)
+                        return function(*args, **kwargs)  # type: ignore[no-any-return]
+            return definition(route.xp, *args, **kwargs)
+
+        call.__signature__ = op.signature  # type: ignore[attr-defined]
+        return call
+
+    return decorate
+
+
+def composed(base: Callable[..., Any]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Register a public function that is a few small steps after the operation `base`, whose arguments it takes first.
+
+    Kernels serve `base`; `explain` of the function explains it.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        _register(function, _no_check, (), base=base.__name__)
+        return function
+
+    return decorate
+
+
+def _no_check(*args: Any, **kwargs: Any) -> None: ...
+
+
+def _register(
+    definition: Callable[..., Any], check: Callable[..., None], keyword_arrays: tuple[str, ...], base: str | None = None
+) -> Operation:
+    signature = inspect.signature(definition)
+    parameters = list(signature.parameters.values())[0 if base else 1 :]
+    arrays = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_ONLY)
+    op = Operation(
+        definition.__name__, definition, check, signature.replace(parameters=parameters), arrays, keyword_arrays, base
+    )
+    OPERATIONS[op.name] = op
+    return op
+
+
+def _is_joined(
+    route: Route, args: tuple[Any, ...], kwargs: dict[str, Any], count: int, keywords: tuple[str, ...]
+) -> bool:
+    """Whether all array arguments are already arrays of one library on one device."""
+    for array in args[1:count]:
+        if _ROUTES.get(type(array)) is not route:
+            return False
+        if not route.one_device and route.backend.device_of(array) != route.backend.device_of(args[0]):
+            return False
+    for name in keywords:
+        array = kwargs.get(name)
+        if array is None:
+            continue
+        if _ROUTES.get(type(array)) is not route:
+            return False
+        if not route.one_device and route.backend.device_of(array) != route.backend.device_of(args[0]):
+            return False
+    return True
+
+
+def _join(
+    op: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Route, tuple[Any, ...], dict[str, Any]]:
+    """Bring lists and scalars to the library and device of the arrays beside them; refuse mixtures."""
+    try:
+        op.signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"{op.name}: {error}") from None
+    given = dict(zip(op.arrays, args, strict=False))
+    given |= {name: kwargs[name] for name in op.keyword_arrays if kwargs.get(name) is not None}
+    routes = {name: route_of(value, name) for name, value in given.items()}
+    first = next((name for name, route in routes.items() if route is not None), None)
+    if first is None:
+        route, like = _route_of_backend(registered_backends()["numpy"]), None
+    else:
+        found = routes[first]
+        assert found is not None
+        route, like = found, given[first]
+    for name, other in routes.items():
+        if other is None:
+            given[name] = _from_python(name, given[name], route, like)
+        elif other is not route:
+            raise TypeError(
+                f"{name}: got a {other.backend.name} array beside a {route.backend.name} array in {first}; "
+                "expected arrays of one library (convert one of them explicitly)"
+            )
+        elif not route.one_device:
+            here, there = route.backend.device_of(like), route.backend.device_of(given[name])
+            if here != there:
+                raise ValueError(
+                    f"{name}: got an array on device {there} beside one on {here} in {first}; expected one device"
+                )
+    joined = tuple(given[name] for name in op.arrays[: len(args)]) + args[len(op.arrays) :]
+    return route, joined, kwargs | {name: given[name] for name in op.keyword_arrays if name in given}
+
+
+def _from_python(name: str, value: Any, route: Route, like: Array | None) -> Array:
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{name}: got a list that is not rectangular ({error}); expected an array") from None
+    if array.dtype.kind not in "biufc":
+        raise TypeError(f"{name}: got {_describe(value)}; expected an array, or a list or scalar of numbers")
+    if like is None:
+        return array
+    dtype = None
+    if array.dtype.kind == "f":
+        like_kind = kind_of(like)
+        dtype = like.dtype if like_kind in ("float", "half") else default_float(route.xp, like)
+    joined = route.backend.from_numpy(array, device=route.backend.device_of(like))
+    return joined if dtype is None else route.xp.astype(joined, dtype)
+
+
+def _describe(value: Any) -> str:
+    return f"a value of type {type(value).__name__}"
+
+
+def _call_error(op: Operation, error: TypeError, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TypeError:
+    """The error of a call that does not fit the signature in the operation's own name, else the check's own error."""
+    try:
+        op.signature.bind(*args, **kwargs)
+    except TypeError as misfit:
+        return TypeError(f"{op.name}: {misfit}")
+    return error
+
+
+def route_of(value: Any, argument: str = "argument") -> Route | None:
+    """The route of an array; None for what must first be made an array (lists, Python and NumPy scalars).
+
+    Raises
+    ------
+    TypeError
+        The value is no array, or of a type that must not be taken for one, such as a masked array.
+    """
+    cls = type(value)
+    route = _ROUTES.get(cls)
+    if route is None:
+        if isinstance(value, bool | int | float | complex | list | tuple | np.generic):
+            return None
+        route = _find_route(cls, argument)
+        if route is None and hasattr(cls, "__array_namespace__"):
+            route = _ROUTES[cls] = _stranger(value)
+        if route is None:
+            raise TypeError(f"{argument}: got {_describe(value)}; expected an array of a library that follows the array API")
+    return route
+
+
+def _find_route(cls: type, argument: str = "argument") -> Route | None:
+    route = _ROUTES.get(cls)
+    if route is not None:
+        return route
+    for backend in registered_backends().values():
+        for path, reason in backend.rejects.items():
+            refused = loaded_class(path)
+            if refused is not None and issubclass(cls, refused):
+                raise TypeError(f"{argument}: got {cls.__module__}.{cls.__qualname__}; {reason}")
+        for path in backend.array_types:
+            taken = loaded_class(path)
+            if taken is not None and issubclass(cls, taken):
+                route = _ROUTES[cls] = _route_of_backend(backend)
+                return route
+    return None
+
+
+# torch.compile calls these at compile time and takes what they return as constants: they import and fill tables, which
+# cannot be traced. The attribute is what torch.compiler.assume_constant_result sets.
+_find_route._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _load_kernel(path: str) -> Callable[..., Any]:
+    function: Callable[..., Any] = load(path)
+    _LOADED[path] = function
+    return function
+
+
+_load_kernel._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _route_of_backend(backend: Backend) -> Route:
+    route = _ROUTE_OF_BACKEND.get(backend.name)
+    if route is None:
+        xp = load_namespace(backend.namespace)
+        route = Route(backend, xp, _kinds(xp), len(backend.devices()) < 2)
+        # One winner if two threads come here at once: routes are compared by identity.
+        route = _ROUTE_OF_BACKEND.setdefault(backend.name, route)
+    return route
+
+
+def load_namespace(module: str) -> Namespace:
+    """Import the module of an array namespace."""
+    return __import__(module, fromlist=["asarray"])
+
+
+def _stranger(value: Array) -> Route:
+    """The route of a conforming array whose library has no adapter: the definitions serve it."""
+    xp = value.__array_namespace__()
+    name = getattr(xp, "__name__", type(value).__module__)
+
+    def no_transfer(*args: Any, **kwargs: Any) -> Any:
+        raise TypeError(f"{name} has no portable_ops backend, so nothing can be brought to or from it")
+
+    backend = Backend(
+        name=name,
+        library=name.partition(".")[0],
+        namespace=name,
+        array_types=(),
+        from_numpy=lambda array, device=None, dtype=None: xp.asarray(array, device=device),
+        to_numpy=no_transfer,
+        device_of=lambda array: getattr(array, "device", None),
+        is_concrete=lambda array: False,
+        on_host=lambda array: False,
+    )
+    return _ROUTE_OF_BACKEND.setdefault(name, Route(backend, xp, _kinds(xp), one_device=False))
+
+
+_KINDS = {
+    "bool": ("bool",),
+    "integer": ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    "half": ("float16", "bfloat16"),
+    "float": ("float32", "float64"),
+    "complex": ("complex64", "complex128"),
+}
+
+
+def _kinds(xp: Namespace) -> dict[Any, str]:
+    """The kinds of the namespace's dtypes, keyed as `array.dtype` gives them."""
+    numpy_like = getattr(xp, "dtype", None)
+    table: dict[Any, str] = {}
+    for kind, names in _KINDS.items():
+        for name in names:
+            dtype = getattr(xp, name, None)
+            if dtype is not None:
+                table[numpy_like(dtype) if isinstance(dtype, type) and numpy_like is not None else dtype] = kind
+    return table
+
+
+def kind_of(array: Array) -> str:
+    """``"bool"``, ``"integer"``, ``"half"``, ``"float"``, ``"complex"``, or ``"other"``: what an array's dtype is.
+
+    ``"half"`` are the floats of fewer than 32 bits, which are accumulated in float32.
+    """
+    route = _ROUTES.get(type(array)) or _require_route(array)
+    return route.kinds.get(array.dtype) or _other_kind(route.xp, array.dtype)
+
+
+def _other_kind(xp: Namespace, dtype: Any) -> str:
+    """The kind of a dtype that has no name in the standard: another byte order, longdouble, float8."""
+    try:
+        if xp.isdtype(dtype, "bool"):
+            return "bool"
+        if xp.isdtype(dtype, "integral"):
+            return "integer"
+        if xp.isdtype(dtype, "real floating"):
+            return "half" if xp.finfo(dtype).bits < 32 else "float"
+        return "complex" if xp.isdtype(dtype, "complex floating") else "other"
+    except (TypeError, ValueError):
+        return "other"
+
+
+def _require_route(array: Array) -> Route:
+    route = _find_route(type(array)) or route_of(array)
+    if route is None:
+        raise TypeError(f"got {_describe(array)}; expected an array")
+    return route
+
+
+def backend_of(array: Array) -> Backend:
+    """The backend that serves an array."""
+    return (_ROUTES.get(type(array)) or _require_route(array)).backend
+
+
+def namespace_of(backend: Backend) -> Namespace:
+    """The backend's array API namespace."""
+    return _route_of_backend(backend).xp
+
+
+def device_of(array: Array) -> Any:
+    """The device of an array, to create others beside it; None for a tracer, which has none."""
+    return backend_of(array).device_of(array)
+
+
+def values_are_at_hand(array: Array) -> bool:
+    """Whether the values can be read without a transfer, a synchronisation or a computation."""
+    backend = backend_of(array)
+    return backend.is_concrete(array) and backend.on_host(array)
+
+
+def default_float(xp: Namespace, like: Array) -> Any:
+    """The namespace's default floating dtype on the device of `like`."""
+    return xp.__array_namespace_info__().default_dtypes(device=device_of(like))["real floating"]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Which code a call would run, and why the kernels before it declined."""
+
+    operation: str
+    backend: str
+    chosen: str
+    declined: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"{self.operation} on {self.backend}: {self.chosen}"]
+        lines += [f"  not {name}: {reason}" for name, reason in self.declined]
+        return "\n".join(lines)
+
+
+def explain(op: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Explanation:
+    """Tell which kernel a call would use, and why the others declined. Nothing is computed.
+
+    Parameters
+    ----------
+    op : callable or str
+        An operation, such as ``portable_ops.softmax``, or its name.
+    *args, **kwargs
+        The call's arguments.
+
+    Returns
+    -------
+    Explanation
+        With `chosen`, a kernel's name or ``"definition"``, and `declined`, pairs of kernel and reason.
+
+    Raises
+    ------
+    ValueError, TypeError
+        There is no such operation, or the call itself would raise.
+
+    Examples
+    --------
+    >>> import numpy as np, portable_ops as po
+    >>> po.explain("softmax", np.zeros(3)).chosen
+    'definition'
+    """
+    name = op if isinstance(op, str) else getattr(op, "__name__", repr(op))
+    if name not in OPERATIONS:
+        raise ValueError(f"op: got {name!r}; expected one of {', '.join(sorted(OPERATIONS))}")
+    described = OPERATIONS[name]
+    if described.base is not None:
+        inner = OPERATIONS[described.base]
+        bound = described.signature.bind(*args, **kwargs).arguments
+        kept = {key: value for key, value in bound.items() if key in inner.signature.parameters}
+        positional = [kept.pop(key) for key in inner.arrays]
+        return explain(described.base, *positional, **kept)
+    route, args, kwargs = _join(described, args, kwargs)
+    described.check(route.xp, *args, **kwargs)
+    declined = []
+    kernels: tuple[Kernel, ...] = route.backend.kernels.get(name, ())
+    for kernel in kernels:
+        reason = "standard_only() is in force" if _mode.standard_only else kernel.why_not(*args, **kwargs)
+        if reason is None:
+            return Explanation(name, route.backend.name, kernel.name, tuple(declined))
+        declined.append((kernel.name, reason))
+    return Explanation(name, route.backend.name, "definition", tuple(declined))

@@ -1,0 +1,484 @@
+"""Losses: cross-entropy, binary cross-entropy and Dice loss."""
+
+from __future__ import annotations
+
+import math
+
+from portable_ops.activations import log_softmax, logsumexp, sigmoid, softmax
+from portable_ops.backend import Array
+from portable_ops.checks import (
+    REDUCTIONS,
+    Axis,
+    complaint,
+    normalized_axes,
+    require_broadcastable,
+    require_choice,
+    require_flag,
+    require_integer,
+    require_number,
+    require_real,
+    require_same_shape,
+)
+from portable_ops.dispatch import Namespace, kind_of, operation, values_are_at_hand
+from portable_ops.labels import ignored_labels, in_range, one_hot, require_in_range, widened
+from portable_ops.precision import as_dtype, returned, working
+from portable_ops.segmentation import dice_coefficient, require_number_or_nan
+
+DEFAULT_EPS = 1e-7
+"""Added to probabilities before their logarithm is taken; logits need none."""
+
+
+def class_axis_of(class_axis: int | None, logits: Array, name: str = "logits") -> int:
+    """The axis of the classes: 1, or 0 for one-dimensional logits, unless it is given."""
+    if logits.ndim == 0:
+        raise ValueError(complaint(name, "shape ()", "at least one axis, that of the classes"))
+    if class_axis is None:
+        return min(1, logits.ndim - 1)
+    return normalized_axes(require_integer("class_axis", class_axis), logits, "class_axis", name)[0]
+
+
+def holds_indices(logits: Array, target: Array, axis: int, name: str = "logits") -> bool:
+    """Whether `target` holds class indices; if not, it has one value per class. Raises for any other shape."""
+    shape = tuple(logits.shape)
+    given = tuple(target.shape)
+    without = shape[:axis] + shape[axis + 1 :]
+    if given == shape:
+        return False
+    if given != without:
+        raise ValueError(
+            complaint(
+                "target",
+                f"shape {given}",
+                f"{without} (class indices) or {shape} (one value per class) for {name} of shape {shape}",
+            )
+        )
+    if kind_of(target) not in ("integer", "bool"):
+        raise TypeError(complaint("target", f"dtype {target.dtype}", "an integer dtype, for class indices"))
+    return True
+
+
+def _require_eps(eps: float | None, from_logits: bool) -> None:
+    require_flag("from_logits", from_logits)
+    if eps is not None:
+        if from_logits:
+            raise ValueError(complaint("eps", repr(eps), "None with logits, which need none; or from_logits=False"))
+        require_number("eps", eps, minimum=0.0)
+
+
+def _check_cross_entropy(
+    xp: Namespace,
+    logits: Array,
+    target: Array,
+    /,
+    *,
+    class_axis: int | None = None,
+    weight: Array | None = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    from_logits: bool = True,
+    eps: float | None = None,
+) -> None:
+    require_real("logits", logits)
+    require_real("target", target)
+    axis = class_axis_of(class_axis, logits)
+    indices = holds_indices(logits, target, axis)
+    _require_class_weight(weight, logits.shape[axis])
+    _require_ignorable(ignore_index, indices)
+    require_number("label_smoothing", label_smoothing, minimum=0.0, maximum=1.0)
+    require_choice("reduction", reduction, REDUCTIONS)
+    _require_eps(eps, from_logits)
+
+
+def _require_class_weight(weight: Array | None, num_classes: int) -> None:
+    if weight is not None:
+        require_real("weight", weight)
+        if tuple(weight.shape) != (num_classes,):
+            raise ValueError(complaint("weight", f"shape {tuple(weight.shape)}", f"one number per class, ({num_classes},)"))
+
+
+def _require_ignorable(ignore_index: int | None, indices: bool) -> None:
+    if ignore_index is not None:
+        require_integer("ignore_index", ignore_index)
+        if not indices:
+            raise ValueError(complaint("ignore_index", ignore_index, "None, unless target holds class indices"))
+
+
+@operation(_check_cross_entropy, keyword_arrays=("weight",))
+def cross_entropy(
+    xp: Namespace,
+    logits: Array,
+    target: Array,
+    /,
+    *,
+    class_axis: int | None = None,
+    weight: Array | None = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    from_logits: bool = True,
+    eps: float | None = None,
+) -> Array:
+    """Cross-entropy between class scores and targets.
+
+    Parameters
+    ----------
+    logits : array with a class axis, real
+        Logits, or probabilities if `from_logits` is False.
+    target : array
+        Class indices: integers, of the shape of `logits` without the class axis. Or one-hot or class probabilities, of the
+        shape of `logits`.
+    class_axis : int, optional
+        The axis of the classes. None: 1, or 0 for one-dimensional logits.
+    weight : array of shape (num_classes,), optional
+        Weight of each class.
+    ignore_index : int, optional
+        Elements with this class index count neither in the sum nor in the mean.
+    label_smoothing : float
+        From 0 to 1: the share of each target that is spread evenly over all classes.
+    reduction : {"mean", "sum", "none"}
+        The mean over class indices divides by the sum of their weights; that over class probabilities by their number.
+    from_logits : bool
+        If False, `logits` are probabilities and the loss is ``-t * log(p + eps)``.
+    eps : float, optional
+        Only with probabilities; 1e-7 if None.
+
+    Returns
+    -------
+    array of the floating dtype of `logits`
+        Of shape (), or of that of class indices for ``reduction="none"``. The mean of nothing (all ignored, or size 0) is nan.
+
+    Raises
+    ------
+    TypeError
+        `logits` are complex, or class indices are no integers.
+    ValueError
+        Shapes do not fit, an option is not one of those named, or a class index is out of range. (Where values cannot be read
+        freely, on a GPU or in a traced call, such an index makes the loss nan instead.)
+
+    References
+    ----------
+    The weighted and smoothed means are those of ``torch.nn.functional.cross_entropy``. Label smoothing: C. Szegedy et al.,
+    "Rethinking the Inception architecture for computer vision", CVPR 2016.
+
+    Examples
+    --------
+    >>> import numpy as np, portable_ops as po
+    >>> logits = np.asarray([[2.0, 0.0], [0.0, 1.0]])
+    >>> print(round(float(po.cross_entropy(logits, np.asarray([0, 1]))), 4))
+    0.2201
+    """
+    z, dtype = working(xp, logits)
+    axis = class_axis_of(class_axis, logits)
+    num_classes = logits.shape[axis]
+    w = None if weight is None else as_dtype(xp, weight, z)
+    margin = DEFAULT_EPS if eps is None else eps
+    if not holds_indices(logits, target, axis):
+        t = as_dtype(xp, target, z)
+        if label_smoothing:
+            t = t * (1 - label_smoothing) + label_smoothing / num_classes
+        if w is not None:
+            t = t * _along(xp, w, axis, z.ndim)
+        logs = log_softmax(z, axis=axis) if from_logits else _log(xp, z, margin, t)
+        loss = -xp.sum(_product(xp, t, logs), axis=axis)
+        return returned(xp, _reduced(xp, loss, None, reduction), dtype)
+
+    wide = widened(xp, target)
+    ignored = ignored_labels(wide, ignore_index)
+    if values_are_at_hand(target):
+        require_in_range(xp, "target", target, num_classes, None if ignored is None else ~ignored)
+    valid = in_range(wide, num_classes)
+    index = xp.where(valid, wide, 0)
+    picked = xp.squeeze(xp.take_along_axis(z, xp.expand_dims(index, axis=axis), axis=axis), axis=axis)
+    if from_logits:
+        normalizer = logsumexp(z, axis=axis)
+        loss = normalizer - picked
+    else:
+        loss = -_log(xp, picked, margin)
+    weights = None if w is None else xp.reshape(xp.take(w, xp.reshape(index, (-1,))), index.shape)
+    if weights is not None:
+        loss = loss * weights
+    if label_smoothing:
+        per_class = -log_softmax(z, axis=axis) if from_logits else -_log(xp, z, margin)
+        if w is not None:
+            per_class = per_class * _along(xp, w, axis, z.ndim)
+        loss = (1 - label_smoothing) * loss + label_smoothing * xp.mean(per_class, axis=axis)
+    # A label that could not be refused above is not lost silently: it makes the loss nan.
+    loss = xp.where(valid, loss, math.nan)
+    if ignored is not None:
+        loss = xp.where(ignored, 0.0, loss)
+        kept = xp.astype(~ignored, loss.dtype)
+        weights = kept if weights is None else xp.where(ignored, 0.0, weights)
+    return returned(xp, _reduced(xp, loss, weights, reduction), dtype)
+
+
+def _along(xp: Namespace, vector: Array, axis: int, ndim: int) -> Array:
+    """A vector laid along one of `ndim` axes."""
+    shape = [1] * ndim
+    shape[axis] = vector.shape[0]
+    return xp.reshape(vector, tuple(shape))
+
+
+def _log(xp: Namespace, p: Array, eps: float, factor: Array | None = None) -> Array:
+    """``log(p + eps)``, and 0 where the factor that it will be multiplied with is 0: 0 log 0 = 0."""
+    shifted = p + eps
+    return xp.log(shifted) if factor is None else xp.log(xp.where(factor == 0, 1.0, shifted))
+
+
+def _product(xp: Namespace, factor: Array, log: Array) -> Array:
+    """``factor * log``, 0 where the factor is 0 even if the logarithm is infinite."""
+    nothing = factor == 0
+    return xp.where(nothing, 0.0, factor * xp.where(nothing, 0.0, log))
+
+
+def _reduced(xp: Namespace, loss: Array, weights: Array | None, reduction: str) -> Array:
+    """The loss as asked for; its mean divides by the sum of the weights, or by the number of elements."""
+    if reduction == "none":
+        return loss
+    total = xp.sum(loss)
+    if reduction == "sum":
+        return total
+    count = math.prod(loss.shape) if weights is None else xp.sum(weights)
+    if isinstance(count, int):
+        return total / count if count else total + math.nan
+    nothing = count == 0
+    return xp.where(nothing, math.nan, total / xp.where(nothing, 1.0, count))
+
+
+def _check_binary_cross_entropy(
+    xp: Namespace,
+    logits: Array,
+    target: Array,
+    /,
+    *,
+    weight: Array | None = None,
+    pos_weight: Array | None = None,
+    ignore_index: int | None = None,
+    reduction: str = "mean",
+    from_logits: bool = True,
+    eps: float | None = None,
+) -> None:
+    require_real("logits", logits)
+    require_real("target", target)
+    require_same_shape("target", target, "logits", logits)
+    for name, array in (("weight", weight), ("pos_weight", pos_weight)):
+        if array is not None:
+            require_real(name, array)
+            require_broadcastable(name, array, "logits", logits.shape)
+    _require_mask_ignorable(ignore_index)
+    require_choice("reduction", reduction, REDUCTIONS)
+    _require_eps(eps, from_logits)
+
+
+def _require_mask_ignorable(ignore_index: int | None) -> None:
+    if ignore_index is not None and require_integer("ignore_index", ignore_index) in (0, 1):
+        raise ValueError(complaint("ignore_index", ignore_index, "a value other than 0 and 1, which are the mask's own"))
+
+
+@operation(_check_binary_cross_entropy, keyword_arrays=("weight", "pos_weight"))
+def binary_cross_entropy(
+    xp: Namespace,
+    logits: Array,
+    target: Array,
+    /,
+    *,
+    weight: Array | None = None,
+    pos_weight: Array | None = None,
+    ignore_index: int | None = None,
+    reduction: str = "mean",
+    from_logits: bool = True,
+    eps: float | None = None,
+) -> Array:
+    """Cross-entropy of independent yes-or-no targets.
+
+    Parameters
+    ----------
+    logits : array of any shape, real
+        Logits, or probabilities if `from_logits` is False.
+    target : array of the shape of `logits`, real
+        0 or 1 (bools too), or probabilities between.
+    weight : array, optional
+        Weight of each element, broadcast to the shape of `logits`.
+    pos_weight : array, optional
+        Factor of the loss of positive targets, broadcast likewise.
+    ignore_index : int, optional
+        Elements whose target is this (255, say) count neither in the sum nor in the mean.
+    reduction : {"mean", "sum", "none"}
+        The mean divides by the number of elements that are not ignored.
+    from_logits : bool
+        If False, `logits` are probabilities and the loss is ``-t * log(p + eps) - (1 - t) * log(1 - p + eps)``.
+    eps : float, optional
+        Only with probabilities; 1e-7 if None. With 0.0, 0 * log 0 is 0.
+
+    Returns
+    -------
+    array of the floating dtype of `logits`
+        Of shape (), or of that of `logits` for ``reduction="none"``. The mean of nothing is nan.
+
+    Raises
+    ------
+    TypeError
+        An array is complex.
+    ValueError
+        Shapes do not fit, or an option is not one of those named.
+
+    Examples
+    --------
+    >>> import numpy as np, portable_ops as po
+    >>> print(round(float(po.binary_cross_entropy(np.asarray([0.0, 1000.0]), np.asarray([1, 1]))), 4))
+    0.3466
+    """
+    z, dtype = working(xp, logits)
+    t = as_dtype(xp, target, z)
+    ignored = None if ignore_index is None else t == ignore_index
+    if ignored is not None:
+        t = xp.where(ignored, 0.0, t)
+    positive = t if pos_weight is None else t * as_dtype(xp, pos_weight, z)
+    if from_logits:
+        # -log(sigmoid(z)) and -log(sigmoid(-z)), each without cancellation.
+        rest = xp.log1p(xp.exp(xp.where(z < 0, z, -z)))
+        zero = z < 0
+        loss_if_positive = rest + xp.where(zero, -z, 0.0)
+        loss_if_negative = rest + xp.where(zero, 0.0, z)
+    else:
+        margin = DEFAULT_EPS if eps is None else eps
+        loss_if_positive = -_log(xp, z, margin, t)
+        loss_if_negative = -_log(xp, 1 - z, margin, 1 - t)
+    loss = _product(xp, positive, loss_if_positive) + _product(xp, 1 - t, loss_if_negative)
+    if weight is not None:
+        loss = loss * as_dtype(xp, weight, z)
+    if ignored is None:
+        return returned(xp, _reduced(xp, loss, None, reduction), dtype)
+    loss = xp.where(ignored, 0.0, loss)
+    return returned(xp, _reduced(xp, loss, xp.astype(~ignored, loss.dtype), reduction), dtype)
+
+
+def _check_dice_loss(
+    xp: Namespace,
+    pred: Array,
+    target: Array,
+    /,
+    *,
+    axis: Axis = None,
+    activation: str | None = None,
+    class_axis: int = 1,
+    weight: Array | None = None,
+    ignore_index: int | None = None,
+    smooth: float = 0.0,
+    absent: float = 1.0,
+    reduction: str = "mean",
+) -> None:
+    require_real("pred", pred)
+    require_real("target", target)
+    require_choice("activation", activation, (None, "softmax", "sigmoid"))
+    summed = normalized_axes(axis, pred, name="pred")
+    same = tuple(target.shape) == tuple(pred.shape)
+    if not same or activation == "softmax" or weight is not None:
+        classes = class_axis_of(class_axis, pred, "pred")
+        holds_indices(pred, target, classes, "pred")
+        _require_class_weight(weight, pred.shape[classes])
+        if weight is not None and classes in summed:
+            raise ValueError(complaint("weight", "a weight per class", f"an axis that leaves the class axis {classes}"))
+    if same:
+        _require_mask_ignorable(ignore_index)
+    elif ignore_index is not None:
+        require_integer("ignore_index", ignore_index)
+    require_number("smooth", smooth, minimum=0.0)
+    require_number_or_nan("absent", absent)
+    require_choice("reduction", reduction, REDUCTIONS)
+
+
+@operation(_check_dice_loss, keyword_arrays=("weight",))
+def dice_loss(
+    xp: Namespace,
+    pred: Array,
+    target: Array,
+    /,
+    *,
+    axis: Axis = None,
+    activation: str | None = None,
+    class_axis: int = 1,
+    weight: Array | None = None,
+    ignore_index: int | None = None,
+    smooth: float = 0.0,
+    absent: float = 1.0,
+    reduction: str = "mean",
+) -> Array:
+    """One minus the Dice coefficient.
+
+    Parameters
+    ----------
+    pred : array, real
+        Probabilities, or logits if an `activation` is given.
+    target : array
+        Of the shape of `pred`: masks, one-hot or probabilities. Or class indices, without the class axis.
+    axis : int, tuple of int or None
+        The axes that `dice_coefficient` sums over.
+    activation : {None, "softmax", "sigmoid"}
+        What is applied to `pred` first; softmax goes along `class_axis`.
+    class_axis : int
+        The axis of the classes.
+    weight : array of shape (num_classes,), optional
+        Weight of each class, whose axis must not be summed over. The mean divides by the sum of the weights.
+    ignore_index : int, optional
+        Elements whose target is this do not count anywhere.
+    smooth, absent : float
+        As in `dice_coefficient`.
+    reduction : {"mean", "sum", "none"}
+
+    Returns
+    -------
+    array of the floating dtype of `pred`
+        Of shape (), or of what `axis` leaves for ``reduction="none"``.
+
+    Raises
+    ------
+    TypeError
+        An array is complex.
+    ValueError
+        Shapes do not fit, an option is not one of those named, or a class index is out of range. (Where values cannot be read
+        freely, on a GPU or in a traced call, such an index makes the loss nan instead.)
+
+    References
+    ----------
+    F. Milletari, N. Navab, S.-A. Ahmadi, "V-Net", 3DV 2016.
+
+    Examples
+    --------
+    >>> import numpy as np, portable_ops as po
+    >>> logits = np.asarray([[[9.0, -9.0], [-9.0, 9.0]]])  # (B, C, N)
+    >>> print(round(float(po.dice_loss(logits, np.asarray([[0, 1]]), activation="softmax")), 4))
+    0.0
+    """
+    p, dtype = working(xp, pred)
+    if activation == "sigmoid":
+        p = sigmoid(p)
+    elif activation == "softmax":
+        p = softmax(p, axis=class_axis)
+    ignored = None
+    if tuple(target.shape) == tuple(pred.shape):
+        t = as_dtype(xp, target, p)
+        if ignore_index is not None:
+            ignored = t == ignore_index
+    else:
+        classes = class_axis_of(class_axis, pred, "pred")
+        wide = widened(xp, target)
+        dropped = ignored_labels(wide, ignore_index)
+        if values_are_at_hand(target):
+            require_in_range(xp, "target", target, pred.shape[classes], None if dropped is None else ~dropped)
+        t = one_hot(xp, wide, pred.shape[classes], classes, p.dtype)
+        ignored = None if dropped is None else xp.expand_dims(dropped, axis=classes)
+    if ignored is not None:
+        p, t = xp.where(ignored, 0.0, p), xp.where(ignored, 0.0, t)
+    loss = 1 - dice_coefficient(p, t, axis=axis, smooth=smooth, absent=absent)
+    weights = None
+    if weight is not None:
+        weights = xp.broadcast_to(_weights_of_rest(xp, as_dtype(xp, weight, p), p, class_axis, axis), loss.shape)
+        loss = loss * weights
+    return returned(xp, _reduced(xp, loss, weights, reduction), dtype)
+
+
+def _weights_of_rest(xp: Namespace, weight: Array, pred: Array, class_axis: int, axis: Axis) -> Array:
+    """Class weights shaped to go with what summing `pred` over `axis` leaves."""
+    along = _along(xp, weight, class_axis % pred.ndim, pred.ndim)
+    return xp.squeeze(along, axis=normalized_axes(axis, pred))

@@ -1,0 +1,368 @@
+"""Scores of segmentations: Dice, confusion matrix, areas, IoU per class and mean IoU."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from portable_ops.backend import Array
+from portable_ops.checks import (
+    Axis,
+    complaint,
+    normalized_axes,
+    require_flag,
+    require_integer,
+    require_labels,
+    require_number,
+    require_real,
+    require_same_shape,
+)
+from portable_ops.counting import Areas, count_areas, count_pairs, raise_for_labels, sorted_histogram
+from portable_ops.dispatch import Namespace, composed, default_float, device_of, operation, route_of
+from portable_ops.labels import must_validate
+from portable_ops.precision import as_dtype, returned, working
+
+
+def _check_dice(
+    xp: Namespace,
+    pred: Array,
+    target: Array,
+    /,
+    *,
+    axis: Axis = None,
+    smooth: float = 0.0,
+    absent: float = 1.0,
+) -> None:
+    require_real("pred", pred)
+    require_real("target", target)
+    require_same_shape("target", target, "pred", pred)
+    if axis is not None:
+        normalized_axes(axis, pred, name="pred")
+    require_number("smooth", smooth, minimum=0.0)
+    require_number_or_nan("absent", absent)
+
+
+def require_number_or_nan(argument: str, value: object) -> None:
+    """Raise TypeError unless the value is a Python number; nan is one."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(complaint(argument, repr(value), "a number, which may be nan"))
+
+
+@operation(_check_dice)
+def dice_coefficient(
+    xp: Namespace,
+    pred: Array,
+    target: Array,
+    /,
+    *,
+    axis: Axis = None,
+    smooth: float = 0.0,
+    absent: float = 1.0,
+) -> Array:
+    """Overlap of two soft or binary masks: ``(2 * sum(p * t) + smooth) / (sum(p) + sum(t) + smooth)``.
+
+    Parameters
+    ----------
+    pred, target : arrays of one shape, real
+        Probabilities, one-hot or 0/1 masks. The result has the floating dtype of `pred`.
+    axis : int, tuple of int or None
+        The axes to sum over; what is left is the shape of the result. For (B, C, H, W): None is one score for the batch,
+        ``(2, 3)`` one per image and class, ``(0, 2, 3)`` one per class.
+    smooth : float
+        Added to numerator and denominator.
+    absent : float
+        The value where both masks are empty, whatever `smooth` is. It may be nan.
+
+    Returns
+    -------
+    array
+        Its gradient is finite everywhere.
+
+    Raises
+    ------
+    TypeError
+        An array is complex, or an option is no number.
+    ValueError
+        The shapes differ, or `axis` is not an axis.
+
+    References
+    ----------
+    L. R. Dice, "Measures of the amount of ecologic association between species", Ecology 26(3), 1945.
+    F. Milletari, N. Navab, S.-A. Ahmadi, "V-Net", 3DV 2016, for the soft form.
+
+    Examples
+    --------
+    >>> import numpy as np, portable_ops as po
+    >>> a = np.asarray([[1.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    >>> b = np.asarray([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    >>> po.dice_coefficient(a, b, axis=1).round(3)
+    array([0.667, 1.   ])
+    """
+    p, dtype = working(xp, pred)
+    t = as_dtype(xp, target, p)
+    overlap = xp.sum(p * t, axis=axis)
+    total = xp.sum(p, axis=axis) + xp.sum(t, axis=axis)
+    empty = total == 0
+    score = (2 * overlap + smooth) / (xp.where(empty, 1.0, total) + smooth)
+    return returned(xp, xp.where(empty, absent, score), dtype)
+
+
+def _check_counts(
+    xp: Namespace,
+    pred: Array,
+    target: Array,
+    /,
+    num_classes: int,
+    *,
+    ignore_index: int | None = None,
+    validate: bool | None = None,
+) -> None:
+    require_labels("pred", pred)
+    require_labels("target", target)
+    require_same_shape("target", target, "pred", pred)
+    require_integer("num_classes", num_classes, minimum=1)
+    if ignore_index is not None:
+        require_integer("ignore_index", ignore_index)
+    if validate is not None:
+        must_validate(validate, pred)
+
+
+@operation(_check_counts)
+def confusion_matrix(
+    xp: Namespace,
+    pred: Array,
+    target: Array,
+    /,
+    num_classes: int,
+    *,
+    ignore_index: int | None = None,
+    validate: bool | None = None,
+) -> Array:
+    """Count how often each target class was predicted as each class.
+
+    The prediction comes first, as in losses and other metrics here; scikit-learn takes the target first.
+
+    Parameters
+    ----------
+    pred, target : arrays of one shape, integer (bool for two classes)
+        Class labels, of any two integer dtypes.
+    num_classes : int
+        How many classes there are, background included: labels are 0 ... num_classes - 1.
+    ignore_index : int, optional
+        Elements whose target is this do not count. An index that the dtype cannot hold matches nothing.
+    validate : bool, optional
+        Whether a label outside of the classes raises. None: where values can be read without a synchronisation (arrays on the
+        host). Where it does not raise, elements with such labels count nowhere.
+
+    Returns
+    -------
+    array of shape (num_classes, num_classes), int64
+        Rows are targets, columns predictions.
+
+    Raises
+    ------
+    TypeError
+        Labels are not integers.
+    ValueError
+        The shapes differ, `num_classes` is below 1, or a label is out of range (see `validate`).
+
+    Examples
+    --------
+    >>> import numpy as np, portable_ops as po
+    >>> po.confusion_matrix(np.asarray([0, 1, 1]), np.asarray([0, 1, 0]), 2)
+    array([[1, 1],
+           [0, 1]])
+    """
+    return count_pairs(xp, pred, target, num_classes, ignore_index, validate, sorted_histogram)
+
+
+@operation(_check_counts)
+def intersection_and_union(
+    xp: Namespace,
+    pred: Array,
+    target: Array,
+    /,
+    num_classes: int,
+    *,
+    ignore_index: int | None = None,
+    validate: bool | None = None,
+) -> Areas:
+    """Areas of intersection and union, and of the target, per class.
+
+    Parameters
+    ----------
+    pred, target : arrays of one shape, integer (bool for two classes)
+        Label maps such as (N,), (N, L) or (N, H, W), of any two integer dtypes.
+    num_classes : int
+        How many classes there are, background included: labels are 0 ... num_classes - 1.
+    ignore_index : int, optional
+        Elements whose target is this do not count anywhere. An index that the dtype cannot hold matches nothing.
+    validate : bool, optional
+        Whether a label outside of the classes raises. None: where values can be read without a synchronisation (arrays on the
+        host). Where it does not raise, elements with such labels count nowhere.
+
+    Returns
+    -------
+    Areas
+        Named tuple ``(intersection, union, target)`` of int64 arrays of shape (num_classes,).
+
+    Raises
+    ------
+    TypeError
+        Labels are not integers.
+    ValueError
+        The shapes differ, `num_classes` is below 1, or a label is out of range (see `validate`).
+
+    Notes
+    -----
+    Areas add up: those of parts of a data set may be summed before dividing. ``np.histogram(labels, bins=arange(K + 1))``,
+    as it is often written, counts label K as class K - 1, its last bin being closed; nothing of the kind happens here.
+
+    Examples
+    --------
+    >>> import numpy as np, portable_ops as po
+    >>> areas = po.intersection_and_union(np.asarray([0, 1, 1, 0]), np.asarray([0, 1, 0, 255]), 2, ignore_index=255)
+    >>> areas.intersection, areas.union, areas.target
+    (array([1, 1]), array([2, 2]), array([2, 1]))
+    """
+    return count_areas(xp, pred, target, num_classes, ignore_index, validate, sorted_histogram)
+
+
+def _divided(intersection: Array, union: Array, absent: float) -> Array:
+    """Intersection over union, `absent` where the union is empty."""
+    route = route_of(intersection)
+    assert route is not None
+    xp = route.xp
+    dtype = default_float(xp, intersection)
+    empty = union == 0
+    return xp.where(empty, absent, xp.astype(intersection, dtype) / xp.astype(xp.where(empty, 1, union), dtype))
+
+
+@composed(intersection_and_union)
+def class_iou(
+    pred: Array,
+    target: Array,
+    /,
+    num_classes: int,
+    *,
+    ignore_index: int | None = None,
+    absent: float = math.nan,
+    validate: bool | None = None,
+) -> Array:
+    """Intersection over union of each class, over all elements together.
+
+    Parameters
+    ----------
+    pred, target : arrays of one shape, integer (bool for two classes)
+        Label maps of any shape and any two integer dtypes.
+    num_classes : int
+        How many classes there are, background included.
+    ignore_index : int, optional
+        Elements whose target is this do not count anywhere.
+    absent : float
+        The value of a class that occurs in neither.
+    validate : bool, optional
+        As in `intersection_and_union`.
+
+    Returns
+    -------
+    array of shape (num_classes,), default floating dtype
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `intersection_and_union`; `absent` is no number.
+
+    References
+    ----------
+    M. Everingham et al., "The Pascal Visual Object Classes Challenge", IJCV 111, 2015.
+
+    Examples
+    --------
+    >>> import numpy as np, portable_ops as po
+    >>> po.class_iou(np.asarray([0, 1, 1, 1]), np.asarray([0, 1, 0, 0]), 3).round(3)
+    array([0.333, 0.333,   nan])
+    """
+    require_number_or_nan("absent", absent)
+    areas = intersection_and_union(pred, target, num_classes, ignore_index=ignore_index, validate=validate)
+    return _divided(areas.intersection, areas.union, absent)
+
+
+@composed(intersection_and_union)
+def mean_iou(
+    pred: Array,
+    target: Array,
+    /,
+    num_classes: int,
+    *,
+    ignore_index: int | None = None,
+    include_background: bool = True,
+    absent: float | str = "skip",
+    validate: bool | None = None,
+) -> Array:
+    """Mean over classes of intersection over union, over all elements together.
+
+    Parameters
+    ----------
+    pred, target : arrays of one shape, integer (bool for two classes)
+        Label maps of any shape and any two integer dtypes.
+    num_classes : int
+        How many classes there are, background included.
+    ignore_index : int, optional
+        Elements whose target is this do not count anywhere.
+    include_background : bool
+        Whether class 0 is one of the classes averaged. Its pixels count as mistakes of the others either way.
+    absent : {"skip"} or float
+        A class that occurs in neither array is left out, or counts as the number given: ``0.0`` as in
+        ``mean(I / (U + eps))``, ``1.0``, or nan.
+    validate : bool, optional
+        As in `intersection_and_union`.
+
+    Returns
+    -------
+    array of shape (), default floating dtype
+        nan when no class is left.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `intersection_and_union`; an option is not one of those named.
+
+    Notes
+    -----
+    Much code says ``nanmean(I / U + eps)`` where ``I / (U + eps)`` was meant. Without the parentheses an absent class is nan
+    and is skipped: ``absent="skip"``. With them it counts 0: ``absent=0.0``.
+
+    References
+    ----------
+    M. Everingham et al., "The Pascal Visual Object Classes Challenge", IJCV 111, 2015.
+
+    Examples
+    --------
+    >>> import numpy as np, portable_ops as po
+    >>> pred, target = np.asarray([0, 1, 1, 1]), np.asarray([0, 1, 0, 0])
+    >>> print(round(float(po.mean_iou(pred, target, 3)), 3), round(float(po.mean_iou(pred, target, 3, absent=0.0)), 3))
+    0.333 0.222
+    """
+    require_flag("include_background", include_background)
+    if isinstance(absent, str):
+        if absent != "skip":
+            raise ValueError(complaint("absent", repr(absent), '"skip" or a number'))
+    else:
+        require_number_or_nan("absent", absent)
+    areas = intersection_and_union(pred, target, num_classes, ignore_index=ignore_index, validate=validate)
+    first = 0 if include_background else 1
+    return mean_of_areas(areas.intersection[first:], areas.union[first:], absent)
+
+
+def mean_of_areas(intersection: Array, union: Array, absent: Any) -> Array:
+    """Mean of intersection over union; `absent` is ``"skip"`` or the value of a class without a union."""
+    route = route_of(intersection)
+    assert route is not None
+    xp = route.xp
+    iou = _divided(intersection, union, 0.0 if absent == "skip" else absent)
+    if absent != "skip":
+        return xp.mean(iou) if iou.shape[0] else xp.full((), math.nan, dtype=iou.dtype, device=device_of(iou))
+    present = xp.astype(xp.count_nonzero(union), iou.dtype)
+    nothing = present == 0
+    return xp.where(nothing, math.nan, xp.sum(iou) / xp.where(nothing, 1.0, present))
