@@ -10,7 +10,6 @@ Importing that module must not import the array library: array types and kernels
 from __future__ import annotations
 
 import importlib
-import operator
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -42,11 +41,15 @@ class Kernel:
     why_not : callable
         Takes the call's arguments; returns None if the kernel serves this call, else the reason in a few words. It must
         be cheap: dispatch asks it on every call.
+    traceable : bool
+        Whether the kernel may serve traced calls. Such kernels are imported with the backend, as nothing can be imported while
+        a compiler traces.
     """
 
     name: str
     function: str
     why_not: Callable[..., str | None]
+    traceable: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +113,7 @@ class Backend:
     install: str = ""
     rejects: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     devices: Callable[[], Sequence[str]] = lambda: ("cpu",)
-    device_of: Callable[[Array], Any] = operator.attrgetter("device")
+    device_of: Callable[[Array], Any] = lambda array: array.device
     to_device: Callable[[str], Any] = lambda name: name
     is_concrete: Callable[[Array], bool] = lambda array: True
     on_host: Callable[[Array], bool] = lambda array: True

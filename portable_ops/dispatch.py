@@ -102,6 +102,8 @@ def operation(
 
         @functools.wraps(definition)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            if args:
+                _meet(type(args[0]))
             route = _ROUTES.get(type(args[0])) if args else None
             if route is None or not _is_joined(route, args, kwargs, count, keywords):
                 route, args, kwargs = _join(op, args, kwargs)  # type: ignore[assignment]
@@ -112,8 +114,9 @@ def operation(
             if not _mode.standard_only:
                 for kernel in route.backend.kernels.get(name, ()):
                     if kernel.why_not(*args, **kwargs) is None:
-                        function = _LOADED.get(kernel.function) or _load_kernel(kernel.function)
-                        return function(*args, **kwargs)  # type: ignore[no-any-return]
+                        if kernel.function not in _LOADED:
+                            _load_kernel(kernel.function)
+                        return _LOADED[kernel.function](*args, **kwargs)  # type: ignore[no-any-return]
             return definition(route.xp, *args, **kwargs)
 
         call.__signature__ = op.signature  # type: ignore[attr-defined]
@@ -275,27 +278,35 @@ def _find_route(cls: type, argument: str = "argument") -> Route | None:
     return None
 
 
-# torch.compile calls these at compile time and takes what they return as constants: they import and fill tables, which
-# cannot be traced. The attribute is what torch.compiler.assume_constant_result sets.
-_find_route._dynamo_marked_constant = True  # type: ignore[attr-defined]
+def _meet(cls: type) -> None:
+    """Fill the tables for a type that has not been met before."""
+    if cls not in _ROUTES:
+        _find_route(cls)
 
 
-def _load_kernel(path: str) -> Callable[..., Any]:
-    function: Callable[..., Any] = load(path)
-    _LOADED[path] = function
-    return function
+# torch.compile calls this at compile time, for good: importing and filling tables cannot be traced. The attribute is what
+# torch.compiler.assume_constant_result sets. Nothing that is guarded may be read before it.
+_meet._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-_load_kernel._dynamo_marked_constant = True  # type: ignore[attr-defined]
+def _load_kernel(path: str) -> None:
+    _LOADED[path] = load(path)
 
 
 def _route_of_backend(backend: Backend) -> Route:
     route = _ROUTE_OF_BACKEND.get(backend.name)
     if route is None:
         xp = load_namespace(backend.namespace)
-        route = Route(backend, xp, _kinds(xp), len(backend.devices()) < 2)
         # One winner if two threads come here at once: routes are compared by identity.
-        route = _ROUTE_OF_BACKEND.setdefault(backend.name, route)
+        route = _ROUTE_OF_BACKEND.setdefault(backend.name, Route(backend, xp, _kinds(xp), len(backend.devices()) < 2))
+        for path in backend.array_types:
+            taken = loaded_class(path)
+            if taken is not None:
+                _ROUTES[taken] = route
+        for kernels in backend.kernels.values():
+            for kernel in kernels:
+                if kernel.traceable:
+                    _load_kernel(kernel.function)
     return route
 
 

@@ -194,7 +194,8 @@ def why_not_numba(
 
 
 def _native(function: str, why_not: Callable[..., str | None]) -> tuple[Kernel, ...]:
-    return (Kernel(name="torch", function=f"portable_ops_backends.native.torch:{function}", why_not=why_not),)
+    path = f"portable_ops_backends.native.torch:{function}"
+    return (Kernel(name="torch", function=path, why_not=why_not, traceable=True),)
 
 
 def _counting(function: str) -> tuple[Kernel, ...]:
@@ -203,7 +204,12 @@ def _counting(function: str) -> tuple[Kernel, ...]:
             name="numba", function=f"portable_ops_backends.cpu.torch_counting:torch_{function}", why_not=why_not_numba
         ),
         Kernel(name="bincount", function=f"portable_ops_backends.native.bincount:{function}", why_not=why_not_bincount),
-        Kernel(name="scatter_add", function=f"portable_ops_backends.native.torch:{function}", why_not=always),
+        Kernel(
+            name="scatter_add",
+            function=f"portable_ops_backends.native.torch:{function}",
+            why_not=always,
+            traceable=True,
+        ),
     )
 
 
@@ -211,7 +217,7 @@ backend = Backend(
     name="torch",
     library="torch",
     namespace="array_api_compat.torch",
-    array_types=("torch:Tensor",),
+    array_types=("torch:Tensor", "torch.nn:Parameter"),
     from_numpy=from_numpy,
     to_numpy=to_numpy,
     install="torch",

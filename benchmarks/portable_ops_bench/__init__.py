@@ -1,0 +1,1 @@
+"""Cases, oracles, measuring and reports: how portable_ops is proven equal and timed on every backend."""
