@@ -4,11 +4,11 @@ from portable_ops._version import __version__
 from portable_ops.activations import log_sigmoid, log_softmax, logsumexp, sigmoid, softmax
 from portable_ops.attention import scaled_dot_product_attention
 from portable_ops.backend import Backend, Kernel, get_backend, list_backends
+from portable_ops.counting import Areas
 from portable_ops.dispatch import explain, standard_only
 from portable_ops.losses import binary_cross_entropy, cross_entropy, dice_loss
 from portable_ops.multihead import MultiHeadAttention
 from portable_ops.segmentation import (
-    Areas,
     class_iou,
     confusion_matrix,
     dice_coefficient,

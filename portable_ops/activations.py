@@ -6,8 +6,9 @@ import math
 
 from portable_ops.backend import Array
 from portable_ops.checks import Axis, normalized_axes, require_bool, require_broadcastable, require_flag, require_real
-from portable_ops.dispatch import Namespace, operation
+from portable_ops.dispatch import operation
 from portable_ops.precision import returned, working
+from portable_ops.routes import Namespace
 
 
 def _check_normalizer(xp: Namespace, x: Array, /, *, axis: Axis = -1, where: Array | None = None) -> None:
@@ -66,8 +67,8 @@ def softmax(xp: Namespace, x: Array, /, *, axis: Axis = -1, where: Array | None 
 
     References
     ----------
-    P. Blanchard, D. J. Higham, N. J. Higham, "Accurately computing the log-sum-exp and softmax functions", IMA Journal of
-    Numerical Analysis 41(4), 2021, for the shift by the maximum.
+    P. Blanchard, D. J. Higham, N. J. Higham, "Accurately computing the log-sum-exp and softmax functions", IMA
+    Journal of Numerical Analysis 41(4), 2021, for the shift by the maximum.
 
     Examples
     --------
@@ -115,8 +116,8 @@ def log_softmax(xp: Namespace, x: Array, /, *, axis: Axis = -1, where: Array | N
 
     References
     ----------
-    P. Blanchard, D. J. Higham, N. J. Higham, "Accurately computing the log-sum-exp and softmax functions", IMA Journal of
-    Numerical Analysis 41(4), 2021.
+    P. Blanchard, D. J. Higham, N. J. Higham, "Accurately computing the log-sum-exp and softmax functions", IMA
+    Journal of Numerical Analysis 41(4), 2021.
 
     Examples
     --------
@@ -166,8 +167,8 @@ def logsumexp(
 
     References
     ----------
-    P. Blanchard, D. J. Higham, N. J. Higham, "Accurately computing the log-sum-exp and softmax functions", IMA Journal of
-    Numerical Analysis 41(4), 2021.
+    P. Blanchard, D. J. Higham, N. J. Higham, "Accurately computing the log-sum-exp and softmax functions", IMA
+    Journal of Numerical Analysis 41(4), 2021.
 
     Examples
     --------

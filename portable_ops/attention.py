@@ -15,8 +15,9 @@ from portable_ops.checks import (
     require_number,
     require_real,
 )
-from portable_ops.dispatch import Namespace, backend_of, device_of, operation, values_are_at_hand
+from portable_ops.dispatch import operation
 from portable_ops.precision import as_dtype, returned, working
+from portable_ops.routes import Namespace, backend_of, device_of, values_are_at_hand
 
 BLOCK_ELEMENTS = 2**21
 """Attention weights that exist at one time, unless a single row of them is longer."""
@@ -124,13 +125,13 @@ def scaled_dot_product_attention(
 
     Notes
     -----
-    Extra memory grows with N + M. Gradients by automatic differentiation of the standard definition keep the weights of every
-    block; kernels (see `explain`) do better.
+    Extra memory grows with N + M. Gradients by automatic differentiation of the standard definition keep the weights
+    of every block; kernels (see `explain`) do better.
 
     References
     ----------
-    A. Vaswani et al., "Attention is all you need", NeurIPS 2017. M. N. Rabe, C. Staats, "Self-attention does not need O(n^2)
-    memory", arXiv:2112.05682.
+    A. Vaswani et al., "Attention is all you need", NeurIPS 2017. M. N. Rabe, C. Staats, "Self-attention does not need
+    O(n^2) memory", arXiv:2112.05682.
 
     Examples
     --------
@@ -166,7 +167,9 @@ class _Dropout:
     def __call__(self, xp: Namespace, weights: Array) -> Array:
         uniform = backend_of(weights).uniform
         if uniform is None:
-            raise ValueError(complaint("dropout_p", self.p, f"0.0, as {backend_of(weights).name} has no random numbers"))
+            raise ValueError(
+                complaint("dropout_p", self.p, f"0.0, as {backend_of(weights).name} has no random numbers")
+            )
         draws = uniform(self.rng, tuple(weights.shape), weights.dtype, device_of(weights))
         return xp.where(draws < self.p, 0.0, weights / (1 - self.p))
 
@@ -198,7 +201,7 @@ def _attend(
     dropout: _Dropout | None,
     row: int,
 ) -> Array:
-    """Attention of queries whose first is number `row`, split along one axis after the other until the weights are few."""
+    """Attention of queries whose first is number `row`, split along axis after axis until the weights are few."""
     elements = math.prod(q.shape[:-1]) * k.shape[-2]
     if elements <= BLOCK_ELEMENTS or all(size <= 1 for size in q.shape[:-1]):
         return _attend_block(xp, q, k, v, mask, bias, is_causal, shielded, dropout, row)
@@ -217,9 +220,7 @@ def _attend(
             if is_causal:
                 reach = slice(0, row + part.stop)
                 keys, values, m, b = k[..., reach, :], v[..., reach, :], _part(m, -1, reach), _part(b, -1, reach)
-        pieces.append(
-            _attend(xp, _part(q, axis, part), keys, values, m, b, is_causal, shielded, dropout, first)
-        )
+        pieces.append(_attend(xp, _part(q, axis, part), keys, values, m, b, is_causal, shielded, dropout, first))
     return xp.concat(pieces, axis=axis)
 
 
@@ -265,6 +266,4 @@ def _attended_nonfinite(xp: Namespace, mask: Array, v: Array, shape: tuple[int, 
     found = [
         xp.matmul(attended, xp.astype(which, v.dtype)) > 0 for which in (xp.isnan(v), v == math.inf, v == -math.inf)
     ]
-    return (
-        xp.where(found[0], math.nan, 0.0) + xp.where(found[1], math.inf, 0.0) - xp.where(found[2], math.inf, 0.0)
-    )
+    return xp.where(found[0], math.nan, 0.0) + xp.where(found[1], math.inf, 0.0) - xp.where(found[2], math.inf, 0.0)

@@ -3,8 +3,9 @@
 A backend says how one array library is reached. Everything that is not an operation (tests, benchmarks, the command
 line) knows array libraries through this contract alone, so an adapter that works there works everywhere.
 
-Adding one is a module that defines a `Backend`, and an entry point in the group ``portable_ops.backends`` that names it.
-Importing that module must not import the array library: array types and kernels are strings, loaded when first met.
+Adding one is a module that defines a `Backend`, and an entry point in the group ``portable_ops.backends`` that names
+it. Importing that module must not import the array library: array types and kernels are strings, loaded when first
+met.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ class Kernel:
         Takes the call's arguments; returns None if the kernel serves this call, else the reason in a few words. It must
         be cheap: dispatch asks it on every call.
     traceable : bool
-        Whether the kernel may serve traced calls. Such kernels are imported with the backend, as nothing can be imported while
-        a compiler traces.
+        Whether the kernel may serve traced calls. Such kernels are imported with the backend, as nothing can be
+        imported while a compiler traces.
     """
 
     name: str
@@ -145,7 +146,7 @@ def registered_backends() -> Mapping[str, Backend]:
     for entry in metadata.entry_points(group=ENTRY_POINT_GROUP):
         try:
             backend = entry.load()
-        except Exception as error:  # noqa: BLE001 - whatever a stranger's module raises
+        except Exception as error:
             warnings.warn(f"backend {entry.name!r} ({entry.value}) cannot be loaded: {error!r}", stacklevel=2)
             continue
         if not isinstance(backend, Backend):
@@ -211,7 +212,8 @@ def always(*args: Any, **kwargs: Any) -> None:
 def loaded_class(path: str) -> type | None:
     """The class that ``"module:Class"`` names, if its module has been imported.
 
-    No array of a type exists before the module that defines the type has been imported, so nothing need be imported here.
+    No array of a type exists before the module that defines the type has been imported, so nothing need be imported
+    here.
     """
     module, _, name = path.partition(":")
     found = sys.modules.get(module)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from portable_ops.backend import Array
-from portable_ops.dispatch import kind_of
+from portable_ops.routes import kind_of
 
 Axis = int | tuple[int, ...] | None
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from portable_ops.backend import Array
 from portable_ops.checks import complaint
-from portable_ops.dispatch import Namespace, device_of
 from portable_ops.labels import ignored_labels, in_range, index_dtype, must_validate, require_in_range, widened
+from portable_ops.routes import Namespace, device_of
 
 Histogram = Callable[[Namespace, Array, int], Array]
 """``(xp, codes, bins)``: counts of the codes 0 ... bins - 1; the code `bins` is left out."""
@@ -69,7 +69,9 @@ def _countable(
     p, t = (xp.reshape(widened(xp, labels), (-1,)) for labels in (pred, target))
     if xp.iinfo(p.dtype).bits < 64 and max(p.shape[0] or 0, num_classes**2) >= 2**31:
         got = f"{p.shape[0]} elements and {num_classes} classes"
-        raise ValueError(complaint("pred", got, "fewer than 2**31 elements and pairs of classes where there is no int64"))
+        raise ValueError(
+            complaint("pred", got, "fewer than 2**31 elements and pairs of classes where there is no int64")
+        )
     valid = in_range(p, num_classes) & in_range(t, num_classes)
     ignored = ignored_labels(t, ignore_index)
     if must_validate(validate, pred) and bool(xp.any(~valid if ignored is None else ~(valid | ignored))):

@@ -1,8 +1,9 @@
 """Array type -> arguments checked once -> the first kernel that serves, else the standard definition.
 
-A definition is a function of the array namespace and the operation's own arguments that uses the array API standard alone.
-`operation` makes the public function of it. The path of a call is: one dictionary look-up by `type(x)`, one check that is the
-same for every backend, then the backend's kernels in order, each asked `why_not`. `explain` asks the same questions.
+A definition is a function of the array namespace and the operation's own arguments that uses the array API standard
+alone. `operation` makes the public function of it. The path of a call is: one dictionary look-up by `type(x)`, one
+check that is the same for every backend, then the backend's kernels in order, each asked `why_not`. `explain` asks
+the same questions.
 """
 
 from __future__ import annotations
@@ -12,28 +13,28 @@ import inspect
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
-from portable_ops.backend import Array, Backend, Kernel, load, loaded_class, registered_backends
+from portable_ops.backend import Array, Kernel, registered_backends
+from portable_ops.routes import (
+    KERNELS,
+    ROUTES,
+    Namespace,
+    Route,
+    default_float,
+    describe,
+    kind_of,
+    load_kernel,
+    meet,
+    route_of,
+    route_of_backend,
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-Namespace = Any
-"""A module that follows the array API standard."""
-
-
-@dataclass(frozen=True, eq=False)
-class Route:
-    """What dispatch needs to know of an array type, found once per type."""
-
-    backend: Backend
-    xp: Namespace
-    kinds: dict[Any, str] = field(default_factory=dict)
-    one_device: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,10 +51,6 @@ class Operation:
 
 
 OPERATIONS: dict[str, Operation] = {}
-
-_ROUTES: dict[type, Route] = {}
-_ROUTE_OF_BACKEND: dict[str, Route] = {}
-_LOADED: dict[str, Callable[..., Any]] = {}
 
 
 class _Mode(threading.local):
@@ -103,8 +100,8 @@ def operation(
         @functools.wraps(definition)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             if args:
-                _meet(type(args[0]))
-            route = _ROUTES.get(type(args[0])) if args else None
+                meet(type(args[0]))
+            route = ROUTES.get(type(args[0])) if args else None
             if route is None or not _is_joined(route, args, kwargs, count, keywords):
                 route, args, kwargs = _join(op, args, kwargs)  # type: ignore[assignment]
             try:
@@ -114,9 +111,9 @@ def operation(
             if not _mode.standard_only:
                 for kernel in route.backend.kernels.get(name, ()):
                     if kernel.why_not(*args, **kwargs) is None:
-                        if kernel.function not in _LOADED:
-                            _load_kernel(kernel.function)
-                        return _LOADED[kernel.function](*args, **kwargs)  # type: ignore[no-any-return]
+                        if kernel.function not in KERNELS:
+                            load_kernel(kernel.function)
+                        return KERNELS[kernel.function](*args, **kwargs)
             return definition(route.xp, *args, **kwargs)
 
         call.__signature__ = op.signature  # type: ignore[attr-defined]
@@ -159,7 +156,7 @@ def _is_joined(
 ) -> bool:
     """Whether all array arguments are already arrays of one library on one device."""
     for array in args[1:count]:
-        if _ROUTES.get(type(array)) is not route:
+        if ROUTES.get(type(array)) is not route:
             return False
         if not route.one_device and route.backend.device_of(array) != route.backend.device_of(args[0]):
             return False
@@ -167,7 +164,7 @@ def _is_joined(
         array = kwargs.get(name)
         if array is None:
             continue
-        if _ROUTES.get(type(array)) is not route:
+        if ROUTES.get(type(array)) is not route:
             return False
         if not route.one_device and route.backend.device_of(array) != route.backend.device_of(args[0]):
             return False
@@ -187,7 +184,7 @@ def _join(
     routes = {name: route_of(value, name) for name, value in given.items()}
     first = next((name for name, route in routes.items() if route is not None), None)
     if first is None:
-        route, like = _route_of_backend(registered_backends()["numpy"]), None
+        route, like = route_of_backend(registered_backends()["numpy"]), None
     else:
         found = routes[first]
         assert found is not None
@@ -216,7 +213,7 @@ def _from_python(name: str, value: Any, route: Route, like: Array | None) -> Arr
     except ValueError as error:
         raise ValueError(f"{name}: got a list that is not rectangular ({error}); expected an array") from None
     if array.dtype.kind not in "biufc":
-        raise TypeError(f"{name}: got {_describe(value)}; expected an array, or a list or scalar of numbers")
+        raise TypeError(f"{name}: got {describe(value)}; expected an array, or a list or scalar of numbers")
     if like is None:
         return array
     dtype = None
@@ -227,10 +224,6 @@ def _from_python(name: str, value: Any, route: Route, like: Array | None) -> Arr
     return joined if dtype is None else route.xp.astype(joined, dtype)
 
 
-def _describe(value: Any) -> str:
-    return f"a value of type {type(value).__name__}"
-
-
 def _call_error(op: Operation, error: TypeError, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TypeError:
     """The error of a call that does not fit the signature in the operation's own name, else the check's own error."""
     try:
@@ -238,180 +231,6 @@ def _call_error(op: Operation, error: TypeError, args: tuple[Any, ...], kwargs: 
     except TypeError as misfit:
         return TypeError(f"{op.name}: {misfit}")
     return error
-
-
-def route_of(value: Any, argument: str = "argument") -> Route | None:
-    """The route of an array; None for what must first be made an array (lists, Python and NumPy scalars).
-
-    Raises
-    ------
-    TypeError
-        The value is no array, or of a type that must not be taken for one, such as a masked array.
-    """
-    cls = type(value)
-    route = _ROUTES.get(cls)
-    if route is None:
-        if isinstance(value, bool | int | float | complex | list | tuple | np.generic):
-            return None
-        route = _find_route(cls, argument)
-        if route is None and hasattr(cls, "__array_namespace__"):
-            route = _ROUTES[cls] = _stranger(value)
-        if route is None:
-            raise TypeError(f"{argument}: got {_describe(value)}; expected an array of a library that follows the array API")
-    return route
-
-
-def _find_route(cls: type, argument: str = "argument") -> Route | None:
-    route = _ROUTES.get(cls)
-    if route is not None:
-        return route
-    for backend in registered_backends().values():
-        for path, reason in backend.rejects.items():
-            refused = loaded_class(path)
-            if refused is not None and issubclass(cls, refused):
-                raise TypeError(f"{argument}: got {cls.__module__}.{cls.__qualname__}; {reason}")
-        for path in backend.array_types:
-            taken = loaded_class(path)
-            if taken is not None and issubclass(cls, taken):
-                route = _ROUTES[cls] = _route_of_backend(backend)
-                return route
-    return None
-
-
-def _meet(cls: type) -> None:
-    """Fill the tables for a type that has not been met before."""
-    if cls not in _ROUTES:
-        _find_route(cls)
-
-
-# torch.compile calls this at compile time, for good: importing and filling tables cannot be traced. The attribute is what
-# torch.compiler.assume_constant_result sets. Nothing that is guarded may be read before it.
-_meet._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def _load_kernel(path: str) -> None:
-    _LOADED[path] = load(path)
-
-
-def _route_of_backend(backend: Backend) -> Route:
-    route = _ROUTE_OF_BACKEND.get(backend.name)
-    if route is None:
-        xp = load_namespace(backend.namespace)
-        # One winner if two threads come here at once: routes are compared by identity.
-        route = _ROUTE_OF_BACKEND.setdefault(backend.name, Route(backend, xp, _kinds(xp), len(backend.devices()) < 2))
-        for path in backend.array_types:
-            taken = loaded_class(path)
-            if taken is not None:
-                _ROUTES[taken] = route
-        for kernels in backend.kernels.values():
-            for kernel in kernels:
-                if kernel.traceable:
-                    _load_kernel(kernel.function)
-    return route
-
-
-def load_namespace(module: str) -> Namespace:
-    """Import the module of an array namespace."""
-    return __import__(module, fromlist=["asarray"])
-
-
-def _stranger(value: Array) -> Route:
-    """The route of a conforming array whose library has no adapter: the definitions serve it."""
-    xp = value.__array_namespace__()
-    name = getattr(xp, "__name__", type(value).__module__)
-
-    def no_transfer(*args: Any, **kwargs: Any) -> Any:
-        raise TypeError(f"{name} has no portable_ops backend, so nothing can be brought to or from it")
-
-    backend = Backend(
-        name=name,
-        library=name.partition(".")[0],
-        namespace=name,
-        array_types=(),
-        from_numpy=lambda array, device=None, dtype=None: xp.asarray(array, device=device),
-        to_numpy=no_transfer,
-        device_of=lambda array: getattr(array, "device", None),
-        is_concrete=lambda array: False,
-        on_host=lambda array: False,
-    )
-    return _ROUTE_OF_BACKEND.setdefault(name, Route(backend, xp, _kinds(xp), one_device=False))
-
-
-_KINDS = {
-    "bool": ("bool",),
-    "integer": ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
-    "half": ("float16", "bfloat16"),
-    "float": ("float32", "float64"),
-    "complex": ("complex64", "complex128"),
-}
-
-
-def _kinds(xp: Namespace) -> dict[Any, str]:
-    """The kinds of the namespace's dtypes, keyed as `array.dtype` gives them."""
-    numpy_like = getattr(xp, "dtype", None)
-    table: dict[Any, str] = {}
-    for kind, names in _KINDS.items():
-        for name in names:
-            dtype = getattr(xp, name, None)
-            if dtype is not None:
-                table[numpy_like(dtype) if isinstance(dtype, type) and numpy_like is not None else dtype] = kind
-    return table
-
-
-def kind_of(array: Array) -> str:
-    """``"bool"``, ``"integer"``, ``"half"``, ``"float"``, ``"complex"``, or ``"other"``: what an array's dtype is.
-
-    ``"half"`` are the floats of fewer than 32 bits, which are accumulated in float32.
-    """
-    route = _ROUTES.get(type(array)) or _require_route(array)
-    return route.kinds.get(array.dtype) or _other_kind(route.xp, array.dtype)
-
-
-def _other_kind(xp: Namespace, dtype: Any) -> str:
-    """The kind of a dtype that has no name in the standard: another byte order, longdouble, float8."""
-    try:
-        if xp.isdtype(dtype, "bool"):
-            return "bool"
-        if xp.isdtype(dtype, "integral"):
-            return "integer"
-        if xp.isdtype(dtype, "real floating"):
-            return "half" if xp.finfo(dtype).bits < 32 else "float"
-        return "complex" if xp.isdtype(dtype, "complex floating") else "other"
-    except (TypeError, ValueError):
-        return "other"
-
-
-def _require_route(array: Array) -> Route:
-    route = _find_route(type(array)) or route_of(array)
-    if route is None:
-        raise TypeError(f"got {_describe(array)}; expected an array")
-    return route
-
-
-def backend_of(array: Array) -> Backend:
-    """The backend that serves an array."""
-    return (_ROUTES.get(type(array)) or _require_route(array)).backend
-
-
-def namespace_of(backend: Backend) -> Namespace:
-    """The backend's array API namespace."""
-    return _route_of_backend(backend).xp
-
-
-def device_of(array: Array) -> Any:
-    """The device of an array, to create others beside it; None for a tracer, which has none."""
-    return backend_of(array).device_of(array)
-
-
-def values_are_at_hand(array: Array) -> bool:
-    """Whether the values can be read without a transfer, a synchronisation or a computation."""
-    backend = backend_of(array)
-    return backend.is_concrete(array) and backend.on_host(array)
-
-
-def default_float(xp: Namespace, like: Array) -> Any:
-    """The namespace's default floating dtype on the device of `like`."""
-    return xp.__array_namespace_info__().default_dtypes(device=device_of(like))["real floating"]
 
 
 @dataclass(frozen=True)
@@ -467,7 +286,7 @@ def explain(op: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Expla
         return explain(described.base, *positional, **kept)
     route, args, kwargs = _join(described, args, kwargs)
     described.check(route.xp, *args, **kwargs)
-    declined = []
+    declined: list[tuple[str, str]] = []
     kernels: tuple[Kernel, ...] = route.backend.kernels.get(name, ())
     for kernel in kernels:
         reason = "standard_only() is in force" if _mode.standard_only else kernel.why_not(*args, **kwargs)

@@ -7,7 +7,7 @@ from typing import Any
 
 from portable_ops.backend import Array
 from portable_ops.checks import complaint, require_choice
-from portable_ops.dispatch import Namespace, backend_of, device_of, kind_of, values_are_at_hand
+from portable_ops.routes import Namespace, backend_of, device_of, kind_of, values_are_at_hand
 
 _INT64_MIN = -(2**63)
 _INT64_MAX = 2**63 - 1
@@ -31,7 +31,7 @@ def widened(xp: Namespace, labels: Array) -> Array:
 
 
 def ignored_labels(wide: Array, ignore_index: int | None) -> Array | None:
-    """Where widened labels are to be ignored, None if none can be. An index that the dtype cannot hold matches nothing."""
+    """Where widened labels are to be ignored, None if none can be: no label equals an index out of its range."""
     if ignore_index is None or not _INT64_MIN <= ignore_index <= _INT64_MAX:
         return None
     return wide == ignore_index
@@ -81,11 +81,10 @@ def require_in_range(
 
 
 def one_hot(xp: Namespace, wide: Array, num_classes: int, axis: int, dtype: Any) -> Array:
-    """Widened labels with a class axis put in: 1 at the label's class, 0 elsewhere; nan for a label that names no class."""
+    """Widened labels with a class axis put in: 1 at the label's class, 0 elsewhere; nan if the label names no class."""
     wide = xp.expand_dims(wide, axis=axis)
     shape = [1] * wide.ndim
     shape[axis] = num_classes
     classes = xp.reshape(xp.arange(num_classes, dtype=wide.dtype, device=device_of(wide)), tuple(shape))
     hot = xp.astype(wide == classes, dtype)
     return xp.where(in_range(wide, num_classes), hot, math.nan)
-

@@ -19,42 +19,15 @@ from portable_ops.checks import (
     require_real,
     require_same_shape,
 )
-from portable_ops.dispatch import Namespace, kind_of, operation, values_are_at_hand
+from portable_ops.dispatch import operation
 from portable_ops.labels import ignored_labels, in_range, one_hot, require_in_range, widened
 from portable_ops.precision import as_dtype, returned, working
+from portable_ops.routes import Namespace, values_are_at_hand
 from portable_ops.segmentation import dice_coefficient, require_number_or_nan
+from portable_ops.targets import along, class_axis_of, holds_indices, require_class_weight, require_mask_ignorable
 
 DEFAULT_EPS = 1e-7
 """Added to probabilities before their logarithm is taken; logits need none."""
-
-
-def class_axis_of(class_axis: int | None, logits: Array, name: str = "logits") -> int:
-    """The axis of the classes: 1, or 0 for one-dimensional logits, unless it is given."""
-    if logits.ndim == 0:
-        raise ValueError(complaint(name, "shape ()", "at least one axis, that of the classes"))
-    if class_axis is None:
-        return min(1, logits.ndim - 1)
-    return normalized_axes(require_integer("class_axis", class_axis), logits, "class_axis", name)[0]
-
-
-def holds_indices(logits: Array, target: Array, axis: int, name: str = "logits") -> bool:
-    """Whether `target` holds class indices; if not, it has one value per class. Raises for any other shape."""
-    shape = tuple(logits.shape)
-    given = tuple(target.shape)
-    without = shape[:axis] + shape[axis + 1 :]
-    if given == shape:
-        return False
-    if given != without:
-        raise ValueError(
-            complaint(
-                "target",
-                f"shape {given}",
-                f"{without} (class indices) or {shape} (one value per class) for {name} of shape {shape}",
-            )
-        )
-    if kind_of(target) not in ("integer", "bool"):
-        raise TypeError(complaint("target", f"dtype {target.dtype}", "an integer dtype, for class indices"))
-    return True
 
 
 def _require_eps(eps: float | None, from_logits: bool) -> None:
@@ -83,18 +56,11 @@ def _check_cross_entropy(
     require_real("target", target)
     axis = class_axis_of(class_axis, logits)
     indices = holds_indices(logits, target, axis)
-    _require_class_weight(weight, logits.shape[axis])
+    require_class_weight(weight, logits.shape[axis])
     _require_ignorable(ignore_index, indices)
     require_number("label_smoothing", label_smoothing, minimum=0.0, maximum=1.0)
     require_choice("reduction", reduction, REDUCTIONS)
     _require_eps(eps, from_logits)
-
-
-def _require_class_weight(weight: Array | None, num_classes: int) -> None:
-    if weight is not None:
-        require_real("weight", weight)
-        if tuple(weight.shape) != (num_classes,):
-            raise ValueError(complaint("weight", f"shape {tuple(weight.shape)}", f"one number per class, ({num_classes},)"))
 
 
 def _require_ignorable(ignore_index: int | None, indices: bool) -> None:
@@ -126,8 +92,8 @@ def cross_entropy(
     logits : array with a class axis, real
         Logits, or probabilities if `from_logits` is False.
     target : array
-        Class indices: integers, of the shape of `logits` without the class axis. Or one-hot or class probabilities, of the
-        shape of `logits`.
+        Class indices: integers, of the shape of `logits` without the class axis. Or one-hot or class probabilities,
+        of the shape of `logits`.
     class_axis : int, optional
         The axis of the classes. None: 1, or 0 for one-dimensional logits.
     weight : array of shape (num_classes,), optional
@@ -146,20 +112,21 @@ def cross_entropy(
     Returns
     -------
     array of the floating dtype of `logits`
-        Of shape (), or of that of class indices for ``reduction="none"``. The mean of nothing (all ignored, or size 0) is nan.
+        Of shape (), or of that of class indices for ``reduction="none"``. The mean of nothing (all ignored, or size
+        0) is nan.
 
     Raises
     ------
     TypeError
         `logits` are complex, or class indices are no integers.
     ValueError
-        Shapes do not fit, an option is not one of those named, or a class index is out of range. (Where values cannot be read
-        freely, on a GPU or in a traced call, such an index makes the loss nan instead.)
+        Shapes do not fit, an option is not one of those named, or a class index is out of range. (Where values cannot
+        be read freely, on a GPU or in a traced call, such an index makes the loss nan instead.)
 
     References
     ----------
-    The weighted and smoothed means are those of ``torch.nn.functional.cross_entropy``. Label smoothing: C. Szegedy et al.,
-    "Rethinking the Inception architecture for computer vision", CVPR 2016.
+    The weighted and smoothed means are those of ``torch.nn.functional.cross_entropy``. Label smoothing: C. Szegedy et
+    al., "Rethinking the Inception architecture for computer vision", CVPR 2016.
 
     Examples
     --------
@@ -178,7 +145,7 @@ def cross_entropy(
         if label_smoothing:
             t = t * (1 - label_smoothing) + label_smoothing / num_classes
         if w is not None:
-            t = t * _along(xp, w, axis, z.ndim)
+            t = t * along(xp, w, axis, z.ndim)
         logs = log_softmax(z, axis=axis) if from_logits else _log(xp, z, margin, t)
         loss = -xp.sum(_product(xp, t, logs), axis=axis)
         return returned(xp, _reduced(xp, loss, None, reduction), dtype)
@@ -201,7 +168,7 @@ def cross_entropy(
     if label_smoothing:
         per_class = -log_softmax(z, axis=axis) if from_logits else -_log(xp, z, margin)
         if w is not None:
-            per_class = per_class * _along(xp, w, axis, z.ndim)
+            per_class = per_class * along(xp, w, axis, z.ndim)
         loss = (1 - label_smoothing) * loss + label_smoothing * xp.mean(per_class, axis=axis)
     # A label that could not be refused above is not lost silently: it makes the loss nan.
     loss = xp.where(valid, loss, math.nan)
@@ -210,13 +177,6 @@ def cross_entropy(
         kept = xp.astype(~ignored, loss.dtype)
         weights = kept if weights is None else xp.where(ignored, 0.0, weights)
     return returned(xp, _reduced(xp, loss, weights, reduction), dtype)
-
-
-def _along(xp: Namespace, vector: Array, axis: int, ndim: int) -> Array:
-    """A vector laid along one of `ndim` axes."""
-    shape = [1] * ndim
-    shape[axis] = vector.shape[0]
-    return xp.reshape(vector, tuple(shape))
 
 
 def _log(xp: Namespace, p: Array, eps: float, factor: Array | None = None) -> Array:
@@ -265,14 +225,9 @@ def _check_binary_cross_entropy(
         if array is not None:
             require_real(name, array)
             require_broadcastable(name, array, "logits", logits.shape)
-    _require_mask_ignorable(ignore_index)
+    require_mask_ignorable(ignore_index)
     require_choice("reduction", reduction, REDUCTIONS)
     _require_eps(eps, from_logits)
-
-
-def _require_mask_ignorable(ignore_index: int | None) -> None:
-    if ignore_index is not None and require_integer("ignore_index", ignore_index) in (0, 1):
-        raise ValueError(complaint("ignore_index", ignore_index, "a value other than 0 and 1, which are the mask's own"))
 
 
 @operation(_check_binary_cross_entropy, keyword_arrays=("weight", "pos_weight"))
@@ -376,11 +331,11 @@ def _check_dice_loss(
     if not same or activation == "softmax" or weight is not None:
         classes = class_axis_of(class_axis, pred, "pred")
         holds_indices(pred, target, classes, "pred")
-        _require_class_weight(weight, pred.shape[classes])
+        require_class_weight(weight, pred.shape[classes])
         if weight is not None and classes in summed:
             raise ValueError(complaint("weight", "a weight per class", f"an axis that leaves the class axis {classes}"))
     if same:
-        _require_mask_ignorable(ignore_index)
+        require_mask_ignorable(ignore_index)
     elif ignore_index is not None:
         require_integer("ignore_index", ignore_index)
     require_number("smooth", smooth, minimum=0.0)
@@ -436,8 +391,8 @@ def dice_loss(
     TypeError
         An array is complex.
     ValueError
-        Shapes do not fit, an option is not one of those named, or a class index is out of range. (Where values cannot be read
-        freely, on a GPU or in a traced call, such an index makes the loss nan instead.)
+        Shapes do not fit, an option is not one of those named, or a class index is out of range. (Where values cannot
+        be read freely, on a GPU or in a traced call, such an index makes the loss nan instead.)
 
     References
     ----------
@@ -480,5 +435,4 @@ def dice_loss(
 
 def _weights_of_rest(xp: Namespace, weight: Array, pred: Array, class_axis: int, axis: Axis) -> Array:
     """Class weights shaped to go with what summing `pred` over `axis` leaves."""
-    along = _along(xp, weight, class_axis % pred.ndim, pred.ndim)
-    return xp.squeeze(along, axis=normalized_axes(axis, pred))
+    return xp.squeeze(along(xp, weight, class_axis % pred.ndim, pred.ndim), axis=normalized_axes(axis, pred))

@@ -10,7 +10,7 @@ from typing import Any, Self
 from portable_ops.attention import scaled_dot_product_attention
 from portable_ops.backend import Array, get_backend
 from portable_ops.checks import complaint, require_integer, require_number
-from portable_ops.dispatch import Namespace, backend_of, namespace_of
+from portable_ops.routes import Namespace, backend_of, namespace_of
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 _PARAMETERS = tuple(f"{projection}.{part}" for projection in _PROJECTIONS for part in ("weight", "bias"))
@@ -46,8 +46,8 @@ class MultiHeadAttention:
 
     References
     ----------
-    A. Vaswani et al., "Attention is all you need", NeurIPS 2017. The layout of the parameters is that of the attention of
-    A. Kirillov et al., "Segment anything", ICCV 2023.
+    A. Vaswani et al., "Attention is all you need", NeurIPS 2017. The layout of the parameters is that of the
+    attention of A. Kirillov et al., "Segment anything", ICCV 2023.
 
     Examples
     --------
@@ -125,7 +125,9 @@ class MultiHeadAttention:
         """
         chosen = get_backend(backend)
         if chosen.rng is None or chosen.uniform is None:
-            raise ValueError(complaint("backend", repr(backend), "a backend with random numbers; or init and .to(backend)"))
+            raise ValueError(
+                complaint("backend", repr(backend), "a backend with random numbers; or init and .to(backend)")
+            )
         place = chosen.to_device(device) if isinstance(device, str) else device
         generator = chosen.rng(rng, place) if isinstance(rng, int) else rng
         xp = namespace_of(chosen)
@@ -251,7 +253,9 @@ class MultiHeadAttention:
         for name, array, width in (("q", q, self.embedding_dim), ("k", k, inputs), ("v", v, inputs)):
             other = backend_of(array)
             if other is not library:
-                raise TypeError(complaint(name, f"a {other.name} array", f"a {library.name} array, as the parameters are"))
+                raise TypeError(
+                    complaint(name, f"a {other.name} array", f"a {library.name} array, as the parameters are")
+                )
             if array.ndim < 2 or array.shape[-1] != width:
                 raise ValueError(complaint(name, f"shape {tuple(array.shape)}", f"shape (..., tokens, {width})"))
         xp = namespace_of(library)
@@ -315,5 +319,3 @@ def _unflatten(rest: MultiHeadAttention, arrays: tuple[Array, ...]) -> MultiHead
     # No checks here: transforms put placeholders where arrays were.
     object.__setattr__(layer, "parameters", dict(zip(_PARAMETERS, arrays, strict=True)))
     return layer
-
-

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from portable_ops.backend import Array
-from portable_ops.dispatch import Namespace, default_float, kind_of
+from portable_ops.routes import Namespace, default_float, kind_of
 
 
 def working(xp: Namespace, x: Array) -> tuple[Array, Any]:

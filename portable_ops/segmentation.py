@@ -17,10 +17,11 @@ from portable_ops.checks import (
     require_real,
     require_same_shape,
 )
-from portable_ops.counting import Areas, count_areas, count_pairs, raise_for_labels, sorted_histogram
-from portable_ops.dispatch import Namespace, composed, default_float, device_of, operation, route_of
+from portable_ops.counting import Areas, count_areas, count_pairs, sorted_histogram
+from portable_ops.dispatch import composed, operation
 from portable_ops.labels import must_validate
 from portable_ops.precision import as_dtype, returned, working
+from portable_ops.routes import Namespace, default_float, device_of, route_of
 
 
 def _check_dice(
@@ -66,8 +67,8 @@ def dice_coefficient(
     pred, target : arrays of one shape, real
         Probabilities, one-hot or 0/1 masks. The result has the floating dtype of `pred`.
     axis : int, tuple of int or None
-        The axes to sum over; what is left is the shape of the result. For (B, C, H, W): None is one score for the batch,
-        ``(2, 3)`` one per image and class, ``(0, 2, 3)`` one per class.
+        The axes to sum over; what is left is the shape of the result. For (B, C, H, W): None is one score for the
+        batch, ``(2, 3)`` one per image and class, ``(0, 2, 3)`` one per class.
     smooth : float
         Added to numerator and denominator.
     absent : float
@@ -151,8 +152,8 @@ def confusion_matrix(
     ignore_index : int, optional
         Elements whose target is this do not count. An index that the dtype cannot hold matches nothing.
     validate : bool, optional
-        Whether a label outside of the classes raises. None: where values can be read without a synchronisation (arrays on the
-        host). Where it does not raise, elements with such labels count nowhere.
+        Whether a label outside of the classes raises. None: where values can be read without a synchronisation (arrays
+        on the host). Where it does not raise, elements with such labels count nowhere.
 
     Returns
     -------
@@ -198,8 +199,8 @@ def intersection_and_union(
     ignore_index : int, optional
         Elements whose target is this do not count anywhere. An index that the dtype cannot hold matches nothing.
     validate : bool, optional
-        Whether a label outside of the classes raises. None: where values can be read without a synchronisation (arrays on the
-        host). Where it does not raise, elements with such labels count nowhere.
+        Whether a label outside of the classes raises. None: where values can be read without a synchronisation (arrays
+        on the host). Where it does not raise, elements with such labels count nowhere.
 
     Returns
     -------
@@ -215,8 +216,8 @@ def intersection_and_union(
 
     Notes
     -----
-    Areas add up: those of parts of a data set may be summed before dividing. ``np.histogram(labels, bins=arange(K + 1))``,
-    as it is often written, counts label K as class K - 1, its last bin being closed; nothing of the kind happens here.
+    Areas add up: those of parts of a data set may be summed before dividing. ``np.histogram(labels, bins=arange(K +
+    1))``, as it is often written, counts label K as class K - 1, its last bin being closed; not so here.
 
     Examples
     --------
@@ -330,8 +331,8 @@ def mean_iou(
 
     Notes
     -----
-    Much code says ``nanmean(I / U + eps)`` where ``I / (U + eps)`` was meant. Without the parentheses an absent class is nan
-    and is skipped: ``absent="skip"``. With them it counts 0: ``absent=0.0``.
+    Much code says ``nanmean(I / U + eps)`` where ``I / (U + eps)`` was meant. Without the parentheses an absent class
+    is nan and is skipped: ``absent="skip"``. With them it counts 0: ``absent=0.0``.
 
     References
     ----------

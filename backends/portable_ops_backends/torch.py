@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from portable_ops.backend import Backend, Kernel, always
-from portable_ops.dispatch import kind_of
+from portable_ops.routes import kind_of
 from portable_ops_backends.cpu.availability import why_not_counting
 
 
@@ -17,7 +17,7 @@ def _torch() -> Any:
     # Only called where a tensor exists or one is asked for.
     module = sys.modules.get("torch")
     if module is None:
-        import torch as module  # type: ignore[no-redef]
+        import torch as module
     return module
 
 
@@ -168,10 +168,10 @@ def why_not_attention(
         return "torch's dropout takes no generator"
     if 0 in query.shape or 0 in key.shape or 0 in value.shape:
         return "size 0"
-    if (mask is not None or is_causal) and on_host(key) and is_concrete(key):
-        # A sum is finite if all terms are, and one pass without a temporary; an overflow only costs the kernel.
-        if not bool((key.sum() + value.sum()).isfinite()):
-            return "a key or value that is not finite would leak through torch's mask"
+    masked = mask is not None or is_causal
+    # A sum is not finite if a term is not, and it needs no temporary; its own overflow only costs the kernel.
+    if masked and on_host(key) and is_concrete(key) and not bool((key.sum() + value.sum()).isfinite()):
+        return "a key or value that is not finite would leak through torch's mask"
     return _why_not_floating(query)
 
 

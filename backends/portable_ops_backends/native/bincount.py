@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from portable_ops.backend import Array
 from portable_ops.counting import Areas, count_areas, count_pairs
-from portable_ops.dispatch import Namespace, backend_of, namespace_of
+from portable_ops.routes import Namespace, backend_of, namespace_of
 
 
 def _bincount(xp: Namespace, codes: Array, bins: int) -> Array:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from portable_ops.checks import Axis, normalized_axes
 from portable_ops.counting import Areas, count_areas, count_pairs
-from portable_ops.dispatch import values_are_at_hand
 from portable_ops.labels import ignored_labels, in_range, require_in_range
-from portable_ops.losses import class_axis_of
+from portable_ops.routes import values_are_at_hand
+from portable_ops.targets import class_axis_of
 
 _HALF = (torch.float16, torch.bfloat16)
 

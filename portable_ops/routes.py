@@ -1,0 +1,212 @@
+"""Which backend and which namespace an array type has, found once per type, and what is asked of arrays everywhere."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from portable_ops.backend import Array, Backend, load, loaded_class, registered_backends
+
+Namespace = Any
+"""A module that follows the array API standard."""
+
+
+@dataclass(frozen=True, eq=False)
+class Route:
+    """What dispatch needs to know of an array type, found once per type."""
+
+    backend: Backend
+    xp: Namespace
+    kinds: dict[Any, str] = field(default_factory=dict)
+    one_device: bool = True
+
+
+ROUTES: dict[type, Route] = {}
+"""By array type. One plain dictionary, read on every call."""
+
+KERNELS: dict[str, Callable[..., Any]] = {}
+"""Kernels that have been imported, by path."""
+
+_ROUTE_OF_BACKEND: dict[str, Route] = {}
+
+
+def describe(value: Any) -> str:
+    """What a message calls a value that is no array."""
+    return f"a value of type {type(value).__name__}"
+
+
+def route_of(value: Any, argument: str = "argument") -> Route | None:
+    """The route of an array; None for what must first be made an array (lists, Python and NumPy scalars).
+
+    Raises
+    ------
+    TypeError
+        The value is no array, or of a type that must not be taken for one, such as a masked array.
+    """
+    cls = type(value)
+    route = ROUTES.get(cls)
+    if route is None:
+        if isinstance(value, bool | int | float | complex | list | tuple | np.generic):
+            return None
+        route = _find_route(cls, argument)
+        if route is None and hasattr(cls, "__array_namespace__"):
+            route = ROUTES[cls] = _stranger(value)
+        if route is None:
+            raise TypeError(
+                f"{argument}: got {describe(value)}; expected an array of a library that follows the array API"
+            )
+    return route
+
+
+def _find_route(cls: type, argument: str = "argument") -> Route | None:
+    route = ROUTES.get(cls)
+    if route is not None:
+        return route
+    for backend in registered_backends().values():
+        for path, reason in backend.rejects.items():
+            refused = loaded_class(path)
+            if refused is not None and issubclass(cls, refused):
+                raise TypeError(f"{argument}: got {cls.__module__}.{cls.__qualname__}; {reason}")
+        for path in backend.array_types:
+            taken = loaded_class(path)
+            if taken is not None and issubclass(cls, taken):
+                route = ROUTES[cls] = route_of_backend(backend)
+                return route
+    return None
+
+
+def meet(cls: type) -> None:
+    """Fill the tables for a type that has not been met before."""
+    if cls not in ROUTES:
+        _find_route(cls)
+
+
+# torch.compile calls this at compile time, for good: importing and filling tables cannot be traced. The attribute is
+# what torch.compiler.assume_constant_result sets. Nothing that is guarded may be read before it.
+meet._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def load_kernel(path: str) -> None:
+    """Import a kernel."""
+    KERNELS[path] = load(path)
+
+
+def route_of_backend(backend: Backend) -> Route:
+    """The route that all arrays of a backend share."""
+    route = _ROUTE_OF_BACKEND.get(backend.name)
+    if route is None:
+        xp = importlib.import_module(backend.namespace)
+        # One winner if two threads come here at once: routes are compared by identity.
+        route = _ROUTE_OF_BACKEND.setdefault(backend.name, Route(backend, xp, _kinds(xp), len(backend.devices()) < 2))
+        for path in backend.array_types:
+            taken = loaded_class(path)
+            if taken is not None:
+                ROUTES[taken] = route
+        for kernels in backend.kernels.values():
+            for kernel in kernels:
+                if kernel.traceable:
+                    load_kernel(kernel.function)
+    return route
+
+
+def _stranger(value: Array) -> Route:
+    """The route of a conforming array whose library has no adapter: the definitions serve it."""
+    xp = value.__array_namespace__()
+    name = getattr(xp, "__name__", type(value).__module__)
+
+    def no_transfer(*args: Any, **kwargs: Any) -> Any:
+        raise TypeError(f"{name} has no portable_ops backend, so nothing can be brought to or from it")
+
+    backend = Backend(
+        name=name,
+        library=name.partition(".")[0],
+        namespace=name,
+        array_types=(),
+        from_numpy=lambda array, device=None, dtype=None: xp.asarray(array, device=device),
+        to_numpy=no_transfer,
+        device_of=lambda array: getattr(array, "device", None),
+        is_concrete=lambda array: False,
+        on_host=lambda array: False,
+    )
+    return _ROUTE_OF_BACKEND.setdefault(name, Route(backend, xp, _kinds(xp), one_device=False))
+
+
+_KINDS = {
+    "bool": ("bool",),
+    "integer": ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    "half": ("float16", "bfloat16"),
+    "float": ("float32", "float64"),
+    "complex": ("complex64", "complex128"),
+}
+
+
+def _kinds(xp: Namespace) -> dict[Any, str]:
+    """The kinds of the namespace's dtypes, keyed as `array.dtype` gives them."""
+    numpy_like = getattr(xp, "dtype", None)
+    table: dict[Any, str] = {}
+    for kind, names in _KINDS.items():
+        for name in names:
+            dtype = getattr(xp, name, None)
+            if dtype is not None:
+                table[numpy_like(dtype) if isinstance(dtype, type) and numpy_like is not None else dtype] = kind
+    return table
+
+
+def kind_of(array: Array) -> str:
+    """``"bool"``, ``"integer"``, ``"half"``, ``"float"``, ``"complex"``, or ``"other"``: what an array's dtype is.
+
+    ``"half"`` are the floats of fewer than 32 bits, which are accumulated in float32.
+    """
+    route = ROUTES.get(type(array)) or _require_route(array)
+    return route.kinds.get(array.dtype) or _other_kind(route.xp, array.dtype)
+
+
+def _other_kind(xp: Namespace, dtype: Any) -> str:
+    """The kind of a dtype that has no name in the standard: another byte order, longdouble, float8."""
+    try:
+        if xp.isdtype(dtype, "bool"):
+            return "bool"
+        if xp.isdtype(dtype, "integral"):
+            return "integer"
+        if xp.isdtype(dtype, "real floating"):
+            return "half" if xp.finfo(dtype).bits < 32 else "float"
+        return "complex" if xp.isdtype(dtype, "complex floating") else "other"
+    except (TypeError, ValueError):
+        return "other"
+
+
+def _require_route(array: Array) -> Route:
+    route = _find_route(type(array)) or route_of(array)
+    if route is None:
+        raise TypeError(f"got {describe(array)}; expected an array")
+    return route
+
+
+def backend_of(array: Array) -> Backend:
+    """The backend that serves an array."""
+    return (ROUTES.get(type(array)) or _require_route(array)).backend
+
+
+def namespace_of(backend: Backend) -> Namespace:
+    """The backend's array API namespace."""
+    return route_of_backend(backend).xp
+
+
+def device_of(array: Array) -> Any:
+    """The device of an array, to create others beside it; None for a tracer, which has none."""
+    return backend_of(array).device_of(array)
+
+
+def values_are_at_hand(array: Array) -> bool:
+    """Whether the values can be read without a transfer, a synchronisation or a computation."""
+    backend = backend_of(array)
+    return backend.is_concrete(array) and backend.on_host(array)
+
+
+def default_float(xp: Namespace, like: Array) -> Any:
+    """The namespace's default floating dtype on the device of `like`."""
+    return xp.__array_namespace_info__().default_dtypes(device=device_of(like))["real floating"]
