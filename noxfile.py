@@ -1,0 +1,111 @@
+"""The matrix: every backend tested for parity and for speed, then lint, types, docs and the wheel.
+
+``nox`` runs all of it; ``nox -s report`` runs the main job: every operation on real photographs, on every backend.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.10.9"
+# pip finds the CPU build of torch that constraints.txt pins; uv would resolve to several GB of CUDA packages.
+nox.options.default_venv_backend = "virtualenv"
+nox.options.sessions = ["lint", "types", "parity", "speed", "core", "docs", "wheel", "browser"]
+nox.options.error_on_missing_interpreters = True
+
+PINS = ("-c", "constraints.txt")
+BACKENDS = {
+    "numpy": "numba,bench",
+    "torch": "torch,numba,bench",
+    "array-api-strict": "strict,bench",
+    # CuPy imports without a GPU; what needs one skips with that reason.
+    "cupy": "cupy-cuda12x,bench",
+}
+TOOLS = ("pytest", "pytest-benchmark", "hypothesis", "mpmath")
+
+
+def install(session: nox.Session, extras: str, *tools: str) -> None:
+    """Install the project, editable, with some extras."""
+    session.install(*PINS, "-e", f".[{extras}]" if extras else ".", *tools)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, formatting, and what is likely a mistake."""
+    session.install(*PINS, "ruff")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Strict types."""
+    install(session, "all", "mypy")
+    session.run("mypy")
+
+
+@nox.session
+@nox.parametrize("backend", list(BACKENDS))
+def parity(session: nox.Session, backend: str) -> None:
+    """One backend against the float64 oracles, with kernels and by the definitions alone."""
+    install(session, BACKENDS[backend], *TOOLS)
+    session.run("pytest", "--backend", backend, *session.posargs)
+
+
+@nox.session
+@nox.parametrize("backend", list(BACKENDS))
+def speed(session: nox.Session, backend: str) -> None:
+    """A smoke of speed on one backend: every operation is timed once, guarded, in under a minute."""
+    install(session, BACKENDS[backend])
+    session.run("portable-ops", "bench", "--quick", "--backends", backend, *session.posargs)
+
+
+@nox.session
+def core(session: nox.Session) -> None:
+    """What depends on no single backend: dispatch, mixed libraries, the harness, the command line."""
+    install(session, "all", *TOOLS)
+    session.run("pytest", "--backend", "none", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The examples in docstrings, README and docs."""
+    install(session, "all", *TOOLS)
+    session.run("pytest", "--doctest-modules", "portable_ops", "--backend", "none", *session.posargs)
+
+
+@nox.session
+def wheel(session: nox.Session) -> None:
+    """The wheel holds exactly the three packages, and works with the hard dependencies alone."""
+    session.install(*PINS, "build", "hatchling")
+    dist = Path(session.create_tmp()) / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    session.run("python", "-m", "build", "--wheel", "--no-isolation", "--outdir", str(dist), ".")
+    (built,) = dist.glob("*.whl")
+    session.run("python", "tests/wheel/check_contents.py", str(built))
+    # A bare environment of its own: this one holds the build tools.
+    bare = Path(session.create_tmp()) / "bare"
+    shutil.rmtree(bare, ignore_errors=True)
+    session.run("python", "-m", "venv", str(bare))
+    python = str(bare / ("Scripts" if session.platform == "win32" else "bin") / "python")
+    session.run(python, "-m", "pip", "install", *PINS, str(built), external=True)
+    session.run(python, "-I", "tests/wheel/check_bare.py", external=True)
+
+
+@nox.session
+def browser(session: nox.Session) -> None:
+    """The report's page in a real browser, with the network blocked."""
+    if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
+        session.skip("no Chromium on this machine")
+    install(session, "bench,numba", "playwright", *TOOLS)
+    session.run("pytest", "-m", "browser", *session.posargs)
+
+
+@nox.session
+def report(session: nox.Session) -> None:
+    """The main job: real photographs, every operation, every backend; writes report.json and report.html."""
+    install(session, "all")
+    session.run("portable-ops", "bench", "--real", "--json", "report.json", "--html", "report.html", *session.posargs)
