@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -306,16 +306,18 @@ def _require_names(parameters: Mapping[str, Array], prefix: str = "") -> None:
         raise ValueError(complaint("parameters", got, "exactly " + ", ".join(_PARAMETERS)))
 
 
-def _flatten(layer: MultiHeadAttention) -> tuple[tuple[Array, ...], MultiHeadAttention]:
-    """The arrays of a layer, and the rest of it, for transforms that map over containers."""
+def _flatten(layer: MultiHeadAttention) -> tuple[tuple[Array, ...], tuple[Any, ...]]:
+    """The arrays of a layer and, comparable and hashable, the rest of it: what transforms over containers ask for."""
     assert layer.parameters is not None
-    return tuple(layer.parameters[name] for name in _PARAMETERS), replace(layer, parameters=None)
+    rest = (layer.embedding_dim, layer.num_heads, layer.downsample_rate, layer.kv_in_dim, layer.dropout_p)
+    return tuple(layer.parameters[name] for name in _PARAMETERS), rest
 
 
-def _unflatten(rest: MultiHeadAttention, arrays: tuple[Array, ...]) -> MultiHeadAttention:
-    layer = object.__new__(type(rest))
-    for name in rest.__dataclass_fields__:
-        object.__setattr__(layer, name, getattr(rest, name))
-    # No checks here: transforms put placeholders where arrays were.
+def _unflatten(rest: tuple[Any, ...], arrays: Iterable[Array]) -> MultiHeadAttention:
+    embedding_dim, num_heads, downsample_rate, kv_in_dim, dropout_p = rest
+    layer = MultiHeadAttention(
+        embedding_dim, num_heads, downsample_rate=downsample_rate, kv_in_dim=kv_in_dim, dropout_p=dropout_p
+    )
+    # Not through the constructor, which checks shapes: transforms put placeholders where arrays were.
     object.__setattr__(layer, "parameters", dict(zip(_PARAMETERS, arrays, strict=True)))
     return layer
