@@ -49,12 +49,13 @@ def to_numpy(array: Any) -> Any:
 
 def is_concrete(array: Any) -> bool:
     """Whether the values exist: not while compiling, under `torch.func`, or for meta and fake tensors."""
-    torch = _torch()
-    if torch.compiler.is_compiling() or array.device.type == "meta":
+    torch = sys.modules["torch"]
+    if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(array):
         return False
-    return not (
-        torch._C._functorch.is_functorch_wrapped_tensor(array) or torch._is_functional_tensor(array) or _is_fake(array)
-    )
+    if array.is_meta or torch._is_functional_tensor(array):
+        return False
+    # A fake tensor is of a subclass.
+    return type(array) is torch.Tensor or not _is_fake(array)
 
 
 def _is_fake(array: Any) -> bool:
@@ -64,7 +65,7 @@ def _is_fake(array: Any) -> bool:
 
 def on_host(array: Any) -> bool:
     """Whether the CPU can read the values."""
-    return bool(array.device.type == "cpu")
+    return bool(array.is_cpu)
 
 
 def synchronize(array: Any) -> None:

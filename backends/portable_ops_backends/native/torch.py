@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -62,26 +63,31 @@ def cross_entropy(
     """See `portable_ops.cross_entropy`."""
     axis = class_axis_of(class_axis, logits)
     scores = logits.float() if logits.dtype in _HALF else logits
-    scores = scores.movedim(axis, min(1, logits.ndim - 1))
+    if axis != min(1, logits.ndim - 1):
+        scores = scores.movedim(axis, 1)
     labels = target.long()
     num_classes = logits.shape[axis]
     skipped = _NEVER if ignore_index is None or not -(2**63) <= ignore_index < 2**63 else ignore_index
-    options: dict[str, Any] = {
-        "weight": None if weight is None else weight.to(scores.dtype),
-        "ignore_index": skipped,
-        "label_smoothing": label_smoothing,
-    }
+    loss_of = partial(
+        F.cross_entropy,
+        weight=None if weight is None else weight.to(scores.dtype),
+        ignore_index=skipped,
+        label_smoothing=label_smoothing,
+        reduction=reduction,
+    )
     if values_are_at_hand(target):
         try:
-            return F.cross_entropy(scores, labels, reduction=reduction, **options).to(logits.dtype)
+            loss = loss_of(scores, labels)
         except IndexError:
             ignored = ignored_labels(labels, ignore_index)
             require_in_range(xp, "target", target, num_classes, None if ignored is None else ~ignored)
             raise
-    # On a GPU such a label would end the process, and in a trace nothing can be raised: it makes the loss nan.
-    bad = ~(in_range(labels, num_classes) | (labels == skipped))
-    loss = F.cross_entropy(scores, torch.where(bad, skipped, labels), reduction=reduction, **options)
-    return torch.where(bad if reduction == "none" else bad.any(), torch.nan, loss).to(logits.dtype)
+    else:
+        # On a GPU such a label would end the process, and in a trace nothing can be raised: it makes the loss nan.
+        bad = ~(in_range(labels, num_classes) | (labels == skipped))
+        loss = loss_of(scores, torch.where(bad, skipped, labels))
+        loss = torch.where(bad if reduction == "none" else bad.any(), torch.nan, loss)
+    return loss if loss.dtype == logits.dtype else loss.to(logits.dtype)
 
 
 # torch always ignores some index; this one no label has.
@@ -103,7 +109,8 @@ def scaled_dot_product_attention(
     enable_gqa: bool = False,
 ) -> Tensor:
     """See `portable_ops.scaled_dot_product_attention`."""
-    key, value = key.to(query.dtype), value.to(query.dtype)
+    if key.dtype != query.dtype or value.dtype != query.dtype:
+        key, value = key.to(query.dtype), value.to(query.dtype)
     bias = None if bias is None else bias.to(query.dtype)
     options = {"scale": scale, "enable_gqa": enable_gqa}
     if not is_causal or (mask is None and bias is None):

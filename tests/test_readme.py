@@ -1,0 +1,31 @@
+"""The README says what is true."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from portable_ops_bench.support import with_table
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def test_table_of_operations_is_up_to_date() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert text == with_table(text), "run: python -m portable_ops_bench.support README.md"
+
+
+def test_python_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch", reason="the quickstart shows torch beside NumPy")
+    examples = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert examples
+    for example in examples:
+        exec(compile(example, "README.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["ndarray", "Tensor"]
+    assert lines[0].split()[1][:6] == lines[1].split()[1][:6]
+
+
+def test_links_within_the_project_lead_somewhere() -> None:
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)", README.read_text(encoding="utf-8")):
+        assert (README.parent / target).exists(), target
