@@ -245,7 +245,7 @@ def log_sigmoid(xp: Namespace, x: Array, /) -> Array:
     --------
     >>> import numpy as np, portable_ops as po
     >>> po.log_sigmoid(np.asarray([-1000.0, 1000.0]))
-    array([-1000.,    -0.])
+    array([-1000.,     0.])
     """
     z, dtype = working(xp, x)
     negative = z < 0
