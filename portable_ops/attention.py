@@ -218,7 +218,7 @@ def _attend(
         else:
             first = row + start
             if is_causal:
-                reach = slice(0, row + part.stop)
+                reach = slice(0, min(row + part.stop, k.shape[-2]))
                 keys, values, m, b = k[..., reach, :], v[..., reach, :], _part(m, -1, reach), _part(b, -1, reach)
         pieces.append(_attend(xp, _part(q, axis, part), keys, values, m, b, is_causal, shielded, dropout, first))
     return xp.concat(pieces, axis=axis)
@@ -263,7 +263,10 @@ def _attend_block(
 def _attended_nonfinite(xp: Namespace, mask: Array, v: Array, shape: tuple[int, ...]) -> Array:
     """nan and infinities in the values that are attended to, 0 elsewhere."""
     attended = xp.astype(xp.broadcast_to(mask, shape), v.dtype)
-    found = [
-        xp.matmul(attended, xp.astype(which, v.dtype)) > 0 for which in (xp.isnan(v), v == math.inf, v == -math.inf)
-    ]
-    return xp.where(found[0], math.nan, 0.0) + xp.where(found[1], math.inf, 0.0) - xp.where(found[2], math.inf, 0.0)
+
+    def met(which: Array, number: float) -> Array:
+        count = xp.matmul(attended, xp.astype(which, v.dtype))
+        return xp.where(count > 0, number, xp.zeros_like(count))
+
+    # Infinities of both signs add up to nan, as they should.
+    return met(xp.isnan(v), math.nan) + met(v == math.inf, math.inf) + met(v == -math.inf, -math.inf)

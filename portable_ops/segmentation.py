@@ -216,7 +216,7 @@ def intersection_and_union(
 
     Notes
     -----
-    Areas add up: those of parts of a data set may be summed before dividing. ``np.histogram(labels, bins=arange(K +
+    Areas add up: those of parts of a data set may be summed before dividing. ``np.histogram(labels, bins=arange(K+
     1))``, as it is often written, counts label K as class K - 1, its last bin being closed; not so here.
 
     Examples

@@ -77,6 +77,8 @@ class Tolerance:
 
 ULP = Tolerance(ulp=8)
 LOSS = Tolerance(eps=4)
+# Two sums of products on top of a softmax, in any order of summation.
+PRODUCTS = Tolerance(eps=16)
 EXACT = Tolerance()
 
 

@@ -1,0 +1,61 @@
+"""Every test that takes `target` runs on every backend, device and float dtype, known through the backend contract alone.
+
+``--backend NAME`` (repeatable) keeps the tests of these backends; ``--backend none`` those that depend on no backend.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import nullcontext
+
+import hypothesis
+import pytest
+from matrix import STRICTEST, Target, strictest, targets
+
+hypothesis.settings.register_profile("matrix", deadline=None, max_examples=25, derandomize=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "matrix"))
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--backend", action="append", default=[], help="keep the tests of this backend; repeatable")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "browser: opens the report's page in a real browser")
+    config.addinivalue_line("markers", "of_backend(name): depends on this backend although it takes no target")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "target" in metafunc.fixturenames:
+        metafunc.parametrize("target", list(targets()), indirect=True, scope="session")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    chosen = config.getoption("--backend")
+    if not chosen:
+        return
+
+    def backend(item: pytest.Item) -> str:
+        callspec = getattr(item, "callspec", None)
+        target = callspec.params.get("target") if callspec else None
+        mark = item.get_closest_marker("of_backend")
+        return target.name if target is not None else mark.args[0] if mark else "none"
+
+    kept = [item for item in items if backend(item) in chosen]
+    config.hook.pytest_deselected(items=[item for item in items if backend(item) not in chosen])
+    items[:] = kept
+
+
+@pytest.fixture(scope="session")
+def target(request: pytest.FixtureRequest) -> Target:
+    """Where the test runs."""
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def _strictest(request: pytest.FixtureRequest) -> Iterator[None]:
+    """array-api-strict with everything optional switched off, for the target that is named so."""
+    chosen = getattr(request.node, "callspec", None)
+    target = chosen.params.get("target") if chosen else None
+    with strictest() if target is not None and target.device_name == STRICTEST else nullcontext():
+        yield

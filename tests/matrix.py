@@ -1,0 +1,167 @@
+"""Where tests run, and how results are compared: imported by the tests, which know backends through their contract alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from portable_ops.backend import Backend, registered_backends
+from portable_ops.routes import backend_of, namespace_of
+from portable_ops_bench.case import Tolerance
+
+# Where a machine has none of a backend's devices, its tests are there, and skip.
+EXPECTED_DEVICES = {"cupy": ("cuda:0",)}
+# A device of its own that array-api-strict's "strictest" stands for: its CPU, with everything optional switched off.
+STRICTEST = "strictest"
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a test runs: a backend, one of its devices, a floating dtype, and whether NumPy arrays are read-only."""
+
+    name: str
+    device_name: str
+    dtype: str
+    readonly: bool = False
+
+    @property
+    def backend(self) -> Backend:
+        return registered_backends()[self.name]
+
+    @property
+    def xp(self) -> Any:
+        return namespace_of(self.backend)
+
+    @property
+    def device(self) -> Any:
+        """The library's device object, None for a backend's only one."""
+        if self.device_name in ("cpu", STRICTEST) or len(self.backend.devices()) < 2:
+            return None
+        return self.backend.to_device(self.device_name)
+
+    @property
+    def on_host(self) -> bool:
+        return self.device_name in ("cpu", "CPU_DEVICE", STRICTEST)
+
+    def array(self, values: Any, dtype: str | None = None) -> Any:
+        """An array of the target's; floats in its dtype unless another is named."""
+        values = np.asarray(values)
+        if dtype is None and values.dtype.kind == "f":
+            dtype = self.dtype
+        if self.device_name == "no_x64" and values.dtype.kind in "iu" and values.dtype.itemsize == 8:
+            dtype = "int32"
+        array = self.backend.from_numpy(values, device=self.device, dtype=dtype)
+        if self.readonly:
+            array.flags.writeable = False
+        return array
+
+    def numpy(self, array: Any) -> Any:
+        return self.backend.to_numpy(array)
+
+    def supports(self, dtype: str) -> bool:
+        return hasattr(self.xp, dtype) and not (self.device_name == "no_x64" and "64" in dtype)
+
+    def __str__(self) -> str:
+        name = f"{self.name}:readonly" if self.readonly else self.name
+        return f"{name}-{self.device_name}-{self.dtype}"
+
+
+COUNTS = ("confusion_matrix", "intersection_and_union", "class_iou", "mean_iou")
+
+
+def require_counts(target: Target) -> None:
+    """Skip where the array library itself cannot count."""
+    if target.device_name == "no_x64":
+        pytest.skip("array-api-strict's searchsorted and count_nonzero make int64 on a device that has none")
+
+
+def targets() -> Iterator[Any]:
+    for name, backend in sorted(registered_backends().items()):
+        if not backend.is_installed():
+            reason = f"{backend.library} is not installed"
+            yield pytest.param(Target(name, "none", "float32"), marks=pytest.mark.skip(reason=reason), id=f"{name}-none")
+            continue
+        devices = tuple(backend.devices())
+        for device in EXPECTED_DEVICES.get(name, ()):
+            if device not in devices:
+                marks = pytest.mark.skip(reason=f"no {device} on this machine")
+                yield pytest.param(Target(name, device, "float32"), marks=marks, id=f"{name}-{device}-float32")
+        for device in devices:
+            for dtype in backend.dtypes:
+                if not (device.startswith("no_") and dtype == "float64"):
+                    target = Target(name, device, dtype)
+                    yield pytest.param(target, id=str(target))
+        if name == "numpy":
+            target = Target(name, "cpu", "float32", readonly=True)
+            yield pytest.param(target, id=str(target))
+        if name == "array-api-strict":
+            target = Target(name, STRICTEST, "float64")
+            yield pytest.param(target, id=str(target))
+
+
+@contextmanager
+def strictest() -> Iterator[None]:
+    strict = pytest.importorskip("array_api_strict", reason="array-api-strict is not installed")
+    strict.set_array_api_strict_flags(boolean_indexing=False, data_dependent_shapes=False, enabled_extensions=())
+    try:
+        yield
+    finally:
+        strict.reset_array_api_strict_flags()
+
+
+def epsilon(dtype: str) -> tuple[float, float]:
+    """Machine epsilon and the smallest normal number of a dtype."""
+    if dtype == "bfloat16":
+        return 2.0**-7, 2.0**-126
+    info = np.finfo(dtype)
+    return float(info.eps), float(info.tiny)
+
+
+def dtype_name(array: Any) -> str:
+    """The name of an array's dtype in any library."""
+    return str(array.dtype).rpartition(".")[2]
+
+
+def assert_close(result: Any, reference: Any, tolerance: Tolerance, target: Target, dtype: str | None = None) -> None:
+    """Right library, device, dtype and shape; nan and infinities in the same places; errors within the bound."""
+    reference = np.asarray(reference)
+    assert backend_of_result(result, target) is target.backend
+    assert tuple(result.shape) == reference.shape
+    if target.device is not None:
+        assert target.backend.device_of(result) == target.device
+    name = dtype_name(result)
+    if dtype is not None:
+        assert name == dtype
+    values = target.numpy(result)
+    if values.dtype.kind != "f":
+        np.testing.assert_array_equal(values, reference)
+        return
+    eps, tiny = epsilon(name)
+    values = values.astype(np.float64)
+    # What no number of the dtype can hold comes out as infinity or 0.
+    with np.errstate(over="ignore", under="ignore"):
+        rounded = reference if name == "bfloat16" else reference.astype(values.dtype)
+    np.testing.assert_array_equal(np.isnan(values), np.isnan(reference))
+    np.testing.assert_array_equal(np.where(np.isinf(values), values, 0), np.where(np.isinf(rounded), rounded, 0))
+    finite = np.isfinite(reference) & np.isfinite(values)
+    error = np.abs(np.where(finite, values, 0) - np.where(finite, reference, 0))
+    bound = np.maximum(tolerance.bound(np.where(finite, reference, 0), eps, tiny), 8 * tiny)
+    if name in ("float16", "bfloat16"):
+        bound = np.maximum(bound, tiny / 256)  # subnormal half floats are far apart
+    worst = np.unravel_index(np.argmax(error - bound), error.shape) if error.size else ()
+    assert (error <= bound).all(), (
+        f"error {error[worst]:.3g} above {bound[worst]:.3g} at {worst}: "
+        f"got {values[worst]!r}, expected {reference[worst]!r}"
+    )
+
+
+def backend_of_result(result: Any, target: Target) -> Backend:
+    """The backend of a result; NumPy returns scalars for 0-d arrays, as it does everywhere."""
+    if target.name == "numpy" and isinstance(result, np.generic):
+        return target.backend
+    return backend_of(result)
