@@ -24,8 +24,9 @@ from portable_ops.routes import (
     ROUTES,
     Namespace,
     Route,
-    default_float,
+    default_dtype,
     describe,
+    dtype_name,
     kind_of,
     load_kernel,
     meet,
@@ -218,10 +219,11 @@ def _from_python(name: str, value: Any, route: Route, like: Array | None) -> Arr
         return array
     dtype = None
     if array.dtype.kind == "f":
-        like_kind = kind_of(like)
-        dtype = like.dtype if like_kind in ("float", "half") else default_float(route.xp, like)
-    joined = route.backend.from_numpy(array, device=route.backend.device_of(like))
-    return joined if dtype is None else route.xp.astype(joined, dtype)
+        floating = kind_of(like) in ("float", "half")
+        dtype = dtype_name(like.dtype if floating else default_dtype(route.xp, like, "real floating"))
+    elif array.dtype.kind in "iu":
+        dtype = dtype_name(default_dtype(route.xp, like, "integral"))
+    return route.backend.from_numpy(array, device=route.backend.device_of(like), dtype=dtype)
 
 
 def _call_error(op: Operation, error: TypeError, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TypeError:

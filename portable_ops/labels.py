@@ -7,7 +7,7 @@ from typing import Any
 
 from portable_ops.backend import Array
 from portable_ops.checks import complaint, require_choice
-from portable_ops.routes import Namespace, backend_of, device_of, kind_of, values_are_at_hand
+from portable_ops.routes import Namespace, backend_of, default_dtype, device_of, kind_of, values_are_at_hand
 
 _INT64_MIN = -(2**63)
 _INT64_MAX = 2**63 - 1
@@ -15,7 +15,7 @@ _INT64_MAX = 2**63 - 1
 
 def index_dtype(xp: Namespace, like: Array) -> Any:
     """The dtype to count and index in: int64 wherever the device has it."""
-    return xp.__array_namespace_info__().default_dtypes(device=device_of(like))["indexing"]
+    return default_dtype(xp, like, "indexing")
 
 
 def widened(xp: Namespace, labels: Array) -> Array:

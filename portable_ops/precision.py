@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from portable_ops.backend import Array
-from portable_ops.routes import Namespace, default_float, kind_of
+from portable_ops.routes import Namespace, default_dtype, kind_of
 
 
 def working(xp: Namespace, x: Array) -> tuple[Array, Any]:
@@ -19,7 +19,7 @@ def working(xp: Namespace, x: Array) -> tuple[Array, Any]:
         return x, x.dtype
     if kind == "half":
         return xp.astype(x, xp.float32), x.dtype
-    dtype = default_float(xp, x)
+    dtype = default_dtype(xp, x, "real floating")
     return xp.astype(x, dtype), dtype
 
 

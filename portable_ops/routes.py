@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,9 +81,10 @@ def _find_route(cls: type, argument: str = "argument") -> Route | None:
 
 
 def meet(cls: type) -> None:
-    """Fill the tables for a type that has not been met before."""
+    """Fill the tables for a type that has not been met before; one to be refused is refused later, by name."""
     if cls not in ROUTES:
-        _find_route(cls)
+        with suppress(TypeError):
+            _find_route(cls)
 
 
 # torch.compile calls this at compile time, for good: importing and filling tables cannot be traced. The attribute is
@@ -207,6 +209,11 @@ def values_are_at_hand(array: Array) -> bool:
     return backend.is_concrete(array) and backend.on_host(array)
 
 
-def default_float(xp: Namespace, like: Array) -> Any:
-    """The namespace's default floating dtype on the device of `like`."""
-    return xp.__array_namespace_info__().default_dtypes(device=device_of(like))["real floating"]
+def default_dtype(xp: Namespace, like: Array, kind: str) -> Any:
+    """The namespace's default dtype on the device of `like`: ``"real floating"``, ``"integral"`` or ``"indexing"``."""
+    return xp.__array_namespace_info__().default_dtypes(device=device_of(like))[kind]
+
+
+def dtype_name(dtype: Any) -> str:
+    """The name of a dtype of any library, such as ``"float32"``."""
+    return str(dtype).rpartition(".")[2]

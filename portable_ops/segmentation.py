@@ -21,7 +21,7 @@ from portable_ops.counting import Areas, count_areas, count_pairs, sorted_histog
 from portable_ops.dispatch import composed, operation
 from portable_ops.labels import must_validate
 from portable_ops.precision import as_dtype, returned, working
-from portable_ops.routes import Namespace, default_float, device_of, route_of
+from portable_ops.routes import Namespace, default_dtype, device_of, route_of
 
 
 def _check_dice(
@@ -234,7 +234,7 @@ def _divided(intersection: Array, union: Array, absent: float) -> Array:
     route = route_of(intersection)
     assert route is not None
     xp = route.xp
-    dtype = default_float(xp, intersection)
+    dtype = default_dtype(xp, intersection, "real floating")
     empty = union == 0
     return xp.where(empty, absent, xp.astype(intersection, dtype) / xp.astype(xp.where(empty, 1, union), dtype))
 

@@ -16,6 +16,7 @@ from matrix import STRICTEST, Target, strictest, targets
 hypothesis.settings.register_profile("matrix", deadline=None, max_examples=25, derandomize=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "matrix"))
 
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--backend", action="append", default=[], help="keep the tests of this backend; repeatable")
 

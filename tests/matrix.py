@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from portable_ops_bench.case import Tolerance
 
 from portable_ops.backend import Backend, registered_backends
-from portable_ops.routes import backend_of, namespace_of
-from portable_ops_bench.case import Tolerance
+from portable_ops.routes import backend_of, dtype_name, namespace_of
 
 # Where a machine has none of a backend's devices, its tests are there, and skip.
 EXPECTED_DEVICES = {"cupy": ("cuda:0",)}
@@ -84,7 +84,9 @@ def targets() -> Iterator[Any]:
     for name, backend in sorted(registered_backends().items()):
         if not backend.is_installed():
             reason = f"{backend.library} is not installed"
-            yield pytest.param(Target(name, "none", "float32"), marks=pytest.mark.skip(reason=reason), id=f"{name}-none")
+            yield pytest.param(
+                Target(name, "none", "float32"), marks=pytest.mark.skip(reason=reason), id=f"{name}-none"
+            )
             continue
         devices = tuple(backend.devices())
         for device in EXPECTED_DEVICES.get(name, ()):
@@ -122,11 +124,6 @@ def epsilon(dtype: str) -> tuple[float, float]:
     return float(info.eps), float(info.tiny)
 
 
-def dtype_name(array: Any) -> str:
-    """The name of an array's dtype in any library."""
-    return str(array.dtype).rpartition(".")[2]
-
-
 def assert_close(result: Any, reference: Any, tolerance: Tolerance, target: Target, dtype: str | None = None) -> None:
     """Right library, device, dtype and shape; nan and infinities in the same places; errors within the bound."""
     reference = np.asarray(reference)
@@ -134,7 +131,7 @@ def assert_close(result: Any, reference: Any, tolerance: Tolerance, target: Targ
     assert tuple(result.shape) == reference.shape
     if target.device is not None:
         assert target.backend.device_of(result) == target.device
-    name = dtype_name(result)
+    name = dtype_name(result.dtype)
     if dtype is not None:
         assert name == dtype
     values = target.numpy(result)

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from matrix import Target, assert_close, dtype_name, require_counts
-
-import portable_ops as po
+from matrix import Target, assert_close, require_counts
 from portable_ops_bench import oracles
 from portable_ops_bench.case import EXACT, LOSS, PRODUCTS, ULP
+
+import portable_ops as po
+from portable_ops.routes import dtype_name
 
 pytestmark = [
     # NumPy warns of inf - inf and of log(0), as everywhere.
@@ -111,7 +112,7 @@ def test_integers_become_the_default_float(target: Target, dtype: str) -> None:
     if not target.supports(dtype):
         pytest.skip(f"no {dtype} on {target.device_name}")
     x = np.asarray([[0, 1, 1]]).astype(dtype)
-    default = dtype_name(target.xp.zeros(1, device=target.device))
+    default = dtype_name(target.xp.zeros(1, device=target.device).dtype)
     assert_close(po.softmax(target.array(x, dtype)), oracles.softmax(x.astype(float)), ULP, target, default)
     assert_close(po.sigmoid(target.array(x, dtype)), oracles.sigmoid(x.astype(float)), ULP, target, default)
 
@@ -132,7 +133,9 @@ def test_orders_of_memory(target: Target) -> None:
         exact = values(target, target.array(shown))
         assert_close(po.softmax(array), oracles.softmax(exact), ULP, target), name
         assert_close(po.logsumexp(array, axis=0), oracles.logsumexp(exact, axis=0), LOSS, target)
-        assert_close(po.dice_coefficient(array > 0, array > 1), oracles.dice_coefficient(exact > 0, exact > 1), LOSS, target)
+        assert_close(
+            po.dice_coefficient(array > 0, array > 1), oracles.dice_coefficient(exact > 0, exact > 1), LOSS, target
+        )
         dot = po.scaled_dot_product_attention(array, array, array)
         assert_close(dot, oracles.scaled_dot_product_attention(exact, exact, exact), PRODUCTS, target)
 
@@ -242,7 +245,9 @@ def test_labels_out_of_range(target: Target) -> None:
     pred, actual = np.asarray([0, 3, 1, 0]), np.asarray([0, 1, -1, 0])
     for options in ({"validate": True}, {}):
         if options or target.on_host:
-            with pytest.raises(ValueError, match=r"target: got label -1 \(elements out of range: 1 of 4\); expected labels"):
+            with pytest.raises(
+                ValueError, match=r"target: got label -1 \(elements out of range: 1 of 4\); expected labels"
+            ):
                 po.confusion_matrix(target.array(pred), target.array(actual), 2, **options)
             with pytest.raises(ValueError, match=r"pred: got label 3 "):
                 po.mean_iou(target.array(pred), target.array(np.asarray([0, 1, 1, 0])), 2, **options)

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 from matrix import Target, assert_close, require_counts
+from portable_ops_bench.case import EXACT, LOSS, PRODUCTS, ULP
 
 import portable_ops as po
-from portable_ops_bench.case import EXACT, LOSS, PRODUCTS, ULP
 
 Floats = np.ndarray[Any, Any]
 

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from matrix import COUNTS, Target, assert_close, dtype_name, require_counts
-
-import portable_ops as po
+from matrix import COUNTS, Target, assert_close, require_counts
 from portable_ops_bench.case import Call, Case
 from portable_ops_bench.cases import CASES
+
+import portable_ops as po
+from portable_ops.routes import dtype_name
 
 
 def call_on(case: Case, target: Target, seed: int = 0) -> tuple[Call, Call]:
@@ -38,7 +39,7 @@ def test_agrees_with_the_oracle(case: Case, target: Target, standard: bool) -> N
     for got, wanted in zip(parts(result), expected, strict=True):
         assert_close(got, wanted, case.tolerance, target, None if case.operation in COUNTS else target.dtype)
         if case.operation in ("confusion_matrix", "intersection_and_union"):
-            assert dtype_name(got) == "int64"
+            assert dtype_name(got.dtype) == "int64"
     for array, values in zip([array for array in call.args if hasattr(array, "shape")], before, strict=True):
         np.testing.assert_array_equal(target.numpy(array), values, err_msg="an input was written to")
 

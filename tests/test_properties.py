@@ -6,12 +6,13 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from matrix import Target, assert_close, dtype_name, epsilon, require_counts
+from matrix import Target, assert_close, epsilon, require_counts
+from portable_ops_bench import oracles
+from portable_ops_bench.case import PRODUCTS
 
 import portable_ops as po
 import portable_ops.attention
-from portable_ops_bench import oracles
-from portable_ops_bench.case import PRODUCTS
+from portable_ops.routes import dtype_name
 
 logits = hnp.arrays(np.float64, hnp.array_shapes(min_dims=1, max_dims=3, max_side=7), elements=st.floats(-20, 20))
 seeds = st.integers(0, 2**32 - 1)
@@ -94,7 +95,9 @@ def test_counts_of_the_parts_add_up(target: Target, seed: int, size: int, cut: f
     at = int(cut * size)
 
     def counts(part: slice) -> np.ndarray:
-        return target.numpy(po.confusion_matrix(target.array(pred[part]), target.array(actual[part]), 4, ignore_index=2))
+        return target.numpy(
+            po.confusion_matrix(target.array(pred[part]), target.array(actual[part]), 4, ignore_index=2)
+        )
 
     np.testing.assert_array_equal(counts(slice(at)) + counts(slice(at, None)), counts(slice(None)))
 
@@ -124,4 +127,4 @@ def test_attention_in_blocks_is_the_naive_formula(
         portable_ops.attention.BLOCK_ELEMENTS = before
     exact = [target.numpy(target.array(x)).astype(np.float64) for x in call]
     expected = oracles.scaled_dot_product_attention(*exact, mask=mask, is_causal=causal)
-    assert_close(result, expected, PRODUCTS, target, dtype_name(result))
+    assert_close(result, expected, PRODUCTS, target, dtype_name(result.dtype))

@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import pytest
-
 from portable_ops_bench.support import with_table
 
 README = Path(__file__).parent.parent / "README.md"

@@ -111,9 +111,7 @@ def _label_maps(num_classes: int, *dtypes: str, ignored: int | None = None, **op
     return make
 
 
-def _tokens(
-    *, keys: int = 0, heads: int = 0, masked: bool = False, biased: bool = False, **options: Any
-) -> Make:
+def _tokens(*, keys: int = 0, heads: int = 0, masked: bool = False, biased: bool = False, **options: Any) -> Make:
     def make(rng: Generator, shape: Shape) -> Call:
         query = rng.normal(size=shape)
         columns = shape[-2] + keys
@@ -191,9 +189,7 @@ def _real_maps(task: Any) -> Call:
     return Call((task.pred, task.target, task.num_classes), {"ignore_index": 255})
 
 
-def _case(
-    name: str, make: Make, shape: Shape, tolerance: Any, flops: Callable[[Call], int], /, **others: Any
-) -> Case:
+def _case(name: str, make: Make, shape: Shape, tolerance: Any, flops: Callable[[Call], int], /, **others: Any) -> Case:
     operation = name.partition(" ")[0]
     oracle = others.pop("oracle", None) or getattr(oracles, operation)
     return Case(

@@ -88,9 +88,7 @@ CROSS_ENTROPY: Peers = {
     "formula": _cross_entropy_formula,
 }
 BINARY_CROSS_ENTROPY: Peers = {
-    "torch": lambda logits, target, /: _functional("binary_cross_entropy_with_logits")(
-        logits, target.to(logits.dtype)
-    ),
+    "torch": lambda logits, target, /: _functional("binary_cross_entropy_with_logits")(logits, target.to(logits.dtype)),
     "formula": _binary_cross_entropy_formula,
 }
 DICE: Peers = {"formula": _dice_formula}

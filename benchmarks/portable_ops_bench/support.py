@@ -21,7 +21,10 @@ def support_table() -> str:
     Every operation runs on every backend; where no kernel serves, the standard definition does.
     """
     backends = [backend for _, backend in sorted(registered_backends().items())]
-    lines = ["| operation | " + " | ".join(backend.name for backend in backends) + " |", "|---" * (len(backends) + 1) + "|"]
+    lines = [
+        "| operation | " + " | ".join(backend.name for backend in backends) + " |",
+        "|---" * (len(backends) + 1) + "|",
+    ]
     for name, operation in sorted(OPERATIONS.items()):
         cells = []
         for backend in backends:
