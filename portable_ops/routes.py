@@ -120,16 +120,19 @@ def _stranger(value: Array) -> Route:
     xp = value.__array_namespace__()
     name = getattr(xp, "__name__", type(value).__module__)
 
-    def no_transfer(*args: Any, **kwargs: Any) -> Any:
-        raise TypeError(f"{name} has no portable_ops backend, so nothing can be brought to or from it")
+    def from_numpy(array: Any, device: Any = None, dtype: str | None = None) -> Any:
+        return xp.asarray(array, device=device, dtype=None if dtype is None else getattr(xp, dtype))
+
+    def to_numpy(array: Any) -> Any:
+        raise TypeError(f"{name} has no portable_ops backend that says how its arrays are brought to the host")
 
     backend = Backend(
         name=name,
         library=name.partition(".")[0],
         namespace=name,
         array_types=(),
-        from_numpy=lambda array, device=None, dtype=None: xp.asarray(array, device=device),
-        to_numpy=no_transfer,
+        from_numpy=from_numpy,
+        to_numpy=to_numpy,
         device_of=lambda array: getattr(array, "device", None),
         is_concrete=lambda array: False,
         on_host=lambda array: False,

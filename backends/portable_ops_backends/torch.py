@@ -52,7 +52,8 @@ def is_concrete(array: Any) -> bool:
     torch = sys.modules["torch"]
     if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(array):
         return False
-    if array.is_meta or torch._is_functional_tensor(array):
+    # Under a dispatch mode, such as that of fake tensors, operations on real tensors need not give real results.
+    if array.is_meta or torch._is_functional_tensor(array) or torch._C._len_torch_dispatch_stack():
         return False
     # A fake tensor is of a subclass.
     return type(array) is torch.Tensor or not _is_fake(array)
@@ -145,9 +146,9 @@ def why_not_cross_entropy(
         return "torch takes logits"
     if target.ndim == logits.ndim:
         return "torch makes nan of 0 * -inf in class probabilities"
-    if 0 in logits.shape:
-        return "size 0"
-    return _why_not_floating(logits)
+    if weight is not None and weight.requires_grad:
+        return "torch has no gradient with respect to the weights"
+    return "size 0" if 0 in logits.shape else _why_not_floating(logits)
 
 
 def why_not_attention(
@@ -201,9 +202,7 @@ def _native(function: str, why_not: Callable[..., str | None]) -> tuple[Kernel, 
 
 def _counting(function: str) -> tuple[Kernel, ...]:
     return (
-        Kernel(
-            name="numba", function=f"portable_ops_backends.cpu.torch_counting:torch_{function}", why_not=why_not_numba
-        ),
+        Kernel(name="numba", function=f"portable_ops_backends.cpu.torch_counting:{function}", why_not=why_not_numba),
         Kernel(name="bincount", function=f"portable_ops_backends.native.bincount:{function}", why_not=why_not_bincount),
         Kernel(
             name="scatter_add",

@@ -1,0 +1,55 @@
+"""Compiled functions whose disk cache never stands in the way."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numba
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def compiled(function: F) -> F:
+    """Compile on first use, without the interpreter's lock, and keep the machine code on disk if there is a place for it.
+
+    Numba keeps it beside the source or in the user's cache folder, and raises if it can write to neither, as in a container
+    with a read-only file system. Then a private folder among the temporary files serves, or else no cache at all.
+    """
+    try:
+        return numba.njit(function, nogil=True, cache=True)
+    except RuntimeError:
+        folder = private_folder()
+        if folder is None:
+            return numba.njit(function, nogil=True)
+        settings: Any = numba.config
+        before = settings.CACHE_DIR
+        try:
+            # Numba looks at this when it decorates; the setting is everybody's, so it is put back.
+            settings.CACHE_DIR = str(folder)
+            return numba.njit(function, nogil=True, cache=True)
+        except RuntimeError:
+            return numba.njit(function, nogil=True)
+        finally:
+            settings.CACHE_DIR = before
+
+
+def private_folder() -> Path | None:
+    """A folder among the temporary files that this user alone can write to; None if there can be none.
+
+    Machine code is loaded from it, so a folder that somebody else made or may write to is not taken.
+    """
+    try:
+        user = os.getuid() if hasattr(os, "getuid") else 0
+        folder = Path(tempfile.gettempdir()) / f"portable_ops-numba-{user}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError:
+        return None
+    mine = stat.S_ISDIR(found.st_mode) and (not hasattr(os, "getuid") or found.st_uid == user)
+    open_to_others = os.name == "posix" and found.st_mode & 0o077
+    return folder if mine and not open_to_others and os.access(folder, os.W_OK) else None

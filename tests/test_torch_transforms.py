@@ -1,0 +1,203 @@
+"""torch's transforms: every operation is compiled whole, mapped over, differentiated, and run without values."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+
+import portable_ops as po
+
+pytestmark = [
+    pytest.mark.of_backend("torch"),
+    # vmap loops over torch's attention on the CPU, and says so.
+    pytest.mark.filterwarnings("ignore:There is a performance drop because we have not yet implemented:UserWarning"),
+    pytest.mark.filterwarnings(r"ignore:torch.searchsorted\(\). input value tensor is non-contiguous:UserWarning"),
+]
+
+Function = Callable[[Any], Any]
+
+generator = torch.Generator().manual_seed(0)
+
+
+def rand(*shape: int) -> Any:
+    return torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+
+Z, P = rand(2, 5, 7) * 4 - 2, rand(2, 5, 7)
+LABELS = torch.randint(0, 5, (2, 7), generator=generator)
+HOT = (rand(2, 5, 7) > 0.5).double()
+Q = rand(2, 4, 6, 8) - 0.5
+MASK = rand(6, 6) > 0.4
+LAYER = po.MultiHeadAttention(8, 2, downsample_rate=2).init(0, backend="torch", dtype="float64")
+TOKENS = rand(2, 6, 8)
+
+# Each takes one array; what is not that array has no batch axis, so that vmap may map over the array alone.
+FLOATING: dict[str, tuple[Function, Any]] = {
+    "softmax": (lambda x: po.softmax(x, axis=-2), Z),
+    "softmax axes": (lambda x: po.softmax(x, axis=(-1, -2)), Z),
+    "softmax where": (lambda x: po.softmax(x, where=HOT[0, 0] > 0), Z),
+    "log_softmax": (lambda x: po.log_softmax(x), Z),
+    "logsumexp": (lambda x: po.logsumexp(x, axis=None), Z),
+    "sigmoid": (po.sigmoid, Z),
+    "log_sigmoid": (po.log_sigmoid, Z),
+    "cross_entropy": (lambda x: po.cross_entropy(x, LABELS, ignore_index=2, label_smoothing=0.1), Z),
+    "cross_entropy probabilities": (lambda x: po.cross_entropy(x, P), Z),
+    "cross_entropy of probabilities": (lambda x: po.cross_entropy(x, LABELS, from_logits=False), P),
+    "binary_cross_entropy": (lambda x: po.binary_cross_entropy(x, HOT, pos_weight=HOT[0, 0] + 1), Z),
+    "dice_coefficient": (lambda x: po.dice_coefficient(x, HOT, axis=(0, 2), smooth=1.0), P),
+    "dice_loss": (lambda x: po.dice_loss(x, LABELS, activation="softmax", axis=2, ignore_index=0), Z),
+    "dice_loss sigmoid": (lambda x: po.dice_loss(x, HOT, activation="sigmoid"), Z),
+    "attention": (lambda x: po.scaled_dot_product_attention(x, x, x), Q),
+    "attention mask": (lambda x: po.scaled_dot_product_attention(x, x, x, mask=MASK), Q),
+    "attention causal": (lambda x: po.scaled_dot_product_attention(x, x, x, is_causal=True), Q),
+    "attention both": (lambda x: po.scaled_dot_product_attention(x, x, x, mask=MASK, is_causal=True), Q),
+    "attention bias": (lambda x: po.scaled_dot_product_attention(x, x, x, bias=Q[0, 0] @ Q[0, 0].mT), Q),
+    "attention grouped": (lambda x: po.scaled_dot_product_attention(x, x[:, :2], x[:, :2], enable_gqa=True), Q),
+    "MultiHeadAttention": (lambda x: LAYER(x, x, x), TOKENS),
+}
+COUNTING: dict[str, tuple[Function, Any]] = {
+    "confusion_matrix": (lambda x: po.confusion_matrix(x, LABELS, 5, ignore_index=1), LABELS.flip(0)),
+    "intersection_and_union": (lambda x: po.intersection_and_union(x, LABELS, 5).union, LABELS.flip(0)),
+    "class_iou": (lambda x: po.class_iou(x, LABELS, 6), LABELS.flip(0)),
+    "mean_iou": (lambda x: po.mean_iou(x, LABELS, 6, absent=0.0), LABELS.flip(0)),
+}
+ALL = FLOATING | COUNTING
+
+
+def table(calls: dict[str, tuple[Function, Any]]) -> Any:
+    return pytest.mark.parametrize(("function", "x"), calls.values(), ids=calls)
+
+
+@pytest.fixture(params=[False, True], ids=["kernels", "definition"])
+def _standard(request: pytest.FixtureRequest) -> Iterator[None]:
+    with po.standard_only() if request.param else nullcontext():
+        yield
+
+
+usual_and_standard = pytest.mark.usefixtures("_standard")
+
+
+@usual_and_standard
+@table(ALL)
+def test_compiles_whole(function: Function, x: Any) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), function(x), equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    "call", ["softmax(z)", "cross_entropy(z, labels)", "mean_iou(labels, labels, 3)", "sigmoid(p)"]
+)
+def test_the_first_call_of_a_process_compiles(call: str) -> None:
+    code = f"""
+import portable_ops as po
+import torch
+z, labels = torch.eye(3), torch.arange(3)
+p = torch.nn.Parameter(z)
+function = lambda z, labels, p: po.{call}
+compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+torch.testing.assert_close(compiled(z, labels, p), function(z, labels, p))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@usual_and_standard
+@table(FLOATING)
+def test_gradcheck(function: Function, x: Any) -> None:
+    assert torch.autograd.gradcheck(function, x.clone().requires_grad_())
+
+
+@usual_and_standard
+@table(ALL)
+def test_vmap(function: Function, x: Any) -> None:
+    batch = torch.stack([x, x.flip(0), x.flip(-1)])
+    torch.testing.assert_close(
+        torch.func.vmap(function)(batch), torch.stack([function(one) for one in batch]), equal_nan=True
+    )
+
+
+@table(FLOATING)
+def test_func_grad_and_jacrev(function: Function, x: Any) -> None:
+    def total(x: Any) -> Any:
+        return function(x).sum()
+
+    leaf = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(total(leaf), leaf)
+    torch.testing.assert_close(torch.func.grad(total)(x), expected)
+    torch.testing.assert_close(torch.func.jacrev(total)(x), expected)
+
+
+@table(ALL)
+def test_meta_tensors_give_the_shape(function: Function, x: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = function(x)
+    for name in ("HOT", "LABELS", "P", "MASK", "Q"):
+        monkeypatch.setitem(globals(), name, globals()[name].to("meta"))
+    moved = {name: array.to("meta") for name, array in LAYER.state_dict().items()}
+    monkeypatch.setitem(globals(), "LAYER", po.MultiHeadAttention.from_state_dict(moved, 2))
+    result = function(x.to("meta"))
+    assert (result.shape, result.dtype, result.device.type) == (expected.shape, expected.dtype, "meta")
+
+
+@table(ALL)
+def test_fake_tensors(function: Function, x: Any) -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    expected = function(x)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        result = function(mode.from_tensor(x))
+    assert (result.shape, result.dtype) == (expected.shape, expected.dtype)
+
+
+@table(ALL)
+def test_inference_mode(function: Function, x: Any) -> None:
+    with torch.inference_mode():
+        result = function(x.clone())
+    torch.testing.assert_close(result.clone(), function(x), equal_nan=True)
+
+
+@table(FLOATING)
+def test_autocast_leaves_a_result(function: Function, x: Any) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = function(x)
+    assert torch.isfinite(result.float()).all()
+
+
+def test_gradients_reach_every_input_that_asks_for_them() -> None:
+    target = HOT.clone().requires_grad_()
+    pred = P.clone()  # asks for none
+    po.dice_coefficient(pred, target).backward()
+    assert target.grad is not None
+    assert pred.grad is None
+    weight = torch.ones(5, dtype=torch.float64, requires_grad=True)
+    po.cross_entropy(Z, LABELS, weight=weight, reduction="sum").backward()
+    assert weight.grad is not None
+
+
+@pytest.mark.parametrize("standard", [False, True])
+def test_gradients_are_finite_at_the_edges(standard: bool) -> None:
+    def gradient(function: Function, x: Any) -> Any:
+        x = x.clone().requires_grad_()
+        with po.standard_only() if standard else nullcontext():
+            return torch.autograd.grad(function(x).sum(), x)[0]
+
+    zeros = torch.zeros(2, 3, dtype=torch.float64)
+    nothing = torch.zeros(2, 3, dtype=torch.bool)
+    for function in (
+        lambda x: po.dice_coefficient(x, zeros),
+        lambda x: po.dice_coefficient(x, zeros, smooth=1.0, axis=1),
+        lambda x: po.softmax(x, where=nothing),
+        lambda x: po.scaled_dot_product_attention(x, x, x, mask=nothing[:, :2]),
+        lambda x: po.binary_cross_entropy(x * 1e4, zeros),
+        lambda x: po.cross_entropy(x, torch.tensor([255, 0]), ignore_index=255),
+    ):
+        assert torch.isfinite(gradient(function, zeros)).all()
+    assert gradient(po.sigmoid, zeros)[0, 0] == 0.25
+    assert gradient(po.log_sigmoid, zeros)[0, 0] == 0.5
