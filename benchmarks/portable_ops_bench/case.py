@@ -110,6 +110,8 @@ class Case:
         ``(rng, shape)``: a call with arrays drawn from a NumPy generator; floating ones in float64.
     shape : tuple of int
         The shape to use for parity.
+    sized : callable
+        ``(elements)``: a shape with about so many elements, to time.
     oracle : callable
         Takes the call's arguments, floats in float64, and returns the result, or a tuple of results, as NumPy arrays,
         without use of the operations.
@@ -129,6 +131,7 @@ class Case:
     operation: str
     make: Callable[[np.random.Generator, Shape], Call]
     shape: Shape
+    sized: Callable[[int], Shape]
     oracle: Callable[..., Any]
     tolerance: Tolerance
     flops: Callable[[Call], int]

@@ -19,11 +19,31 @@ SCORES: Shape = (2, 5, 6, 7)
 TOKENS: Shape = (2, 4, 37, 8)
 LABELS: Shape = (3, 17, 19)
 HEADS = 4
+LAYER_WIDTH = 16
+
+
+def _sized_like(shape: Shape) -> Callable[[int], Shape]:
+    """Shapes of the same kind with about so many elements: (1, 19, S, S), (1, heads, N, 64), (N, N), (1, N, 64) or (N,)."""
+
+    def sized(elements: int) -> Shape:
+        if elements < 64:  # to measure what a call costs, not what it does
+            if shape[-1] == LAYER_WIDTH:
+                return (1, 1, LAYER_WIDTH)
+            return (elements,) if len(shape) == 1 else (1,) * (len(shape) - 2) + (max(elements // 4, 1), 4)
+        if shape == TOKENS:
+            return (1, HEADS, max(elements // (HEADS * 64), 1), 64)
+        if shape == LABELS or len(shape) == 2:
+            return (max(round(elements**0.5), 1),) * 2
+        if len(shape) == 3:
+            return (1, max(elements // 64, 1), 64)
+        return (elements,) if len(shape) == 1 else (1, 19, *(max(round((elements / 19) ** 0.5), 1),) * 2)
+
+    return sized
 
 
 def _logits(rng: Generator, shape: Shape) -> np.ndarray[Any, Any]:
     # Of moderate spread: the difference x - max, rounded to float32, alone costs |x - max| / 2 units in the last place.
-    return rng.normal(size=shape) * 1.5
+    return rng.uniform(-3, 3, size=shape)
 
 
 def _labels(rng: Generator, shape: Shape, num_classes: int, dtype: str = "int64") -> np.ndarray[Any, Any]:
@@ -173,9 +193,10 @@ def _real_probabilities(task: Any) -> Any:
 
 
 def _real_tokens(task: Any) -> Call:
-    # Patches of the image as tokens, at most 32 x 32 of them, so that the naive formula can be the oracle.
-    patches = task.patches(32, 64)
-    heads = np.moveaxis(patches.reshape(1, -1, HEADS, 64 // HEADS), -2, -3)
+    # Patches of the image as tokens, 32 x 32 of them, so that the naive formula can be the oracle; of one length, as
+    # normalised queries and keys are.
+    heads = np.moveaxis(task.patches(32, 64).reshape(1, -1, HEADS, 64 // HEADS), -2, -3)
+    heads = heads / np.sqrt((heads**2).mean(axis=-1, keepdims=True) + 1e-6)
     return Call((heads, heads, heads))
 
 
@@ -197,6 +218,7 @@ def _case(name: str, make: Make, shape: Shape, tolerance: Any, flops: Callable[[
         operation=operation,
         make=make,
         shape=shape,
+        sized=_sized_like(shape),
         oracle=oracle,
         tolerance=tolerance,
         flops=flops,
@@ -301,9 +323,9 @@ CASES: tuple[Case, ...] = (
     _case("scaled_dot_product_attention mask, causal", _tokens(masked=True, is_causal=True, scale=0.3), TOKENS, PRODUCTS,
           _attention_flops),
     _case("scaled_dot_product_attention grouped", _tokens(heads=2, enable_gqa=True), TOKENS, PRODUCTS, _attention_flops),
-    _case("MultiHeadAttention", _layer(rate=2), (2, 21, 16), PRODUCTS, _layer_flops, function=run_layer,
+    _case("MultiHeadAttention", _layer(rate=2), (2, 21, LAYER_WIDTH), PRODUCTS, _layer_flops, function=run_layer,
           oracle=_layer_oracle, real=_real_layer),
-    _case("MultiHeadAttention longer keys", _layer(keys=11), (2, 5, 16), PRODUCTS, _layer_flops, function=run_layer,
+    _case("MultiHeadAttention longer keys", _layer(keys=11), (2, 5, LAYER_WIDTH), PRODUCTS, _layer_flops, function=run_layer,
           oracle=_layer_oracle),
 )  # fmt: skip
 
