@@ -36,6 +36,12 @@ def _masked(xp: Namespace, x: Array, axis: Axis, where: Array) -> tuple[Array, A
     return xp.where(where, x, -math.inf), xp.any(where, axis=axis, keepdims=True)
 
 
+def shift_of(xp: Namespace, z: Array, axis: Axis) -> Array:
+    """The maximum along `axis`; nan instead of an infinity, as what is shifted by one is nan, but NumPy warns of that."""
+    peak = xp.max(z, axis=axis, keepdims=True)
+    return xp.where(xp.isinf(peak), math.nan, peak)
+
+
 @operation(_check_normalizer, keyword_arrays=("where",))
 def softmax(xp: Namespace, x: Array, /, *, axis: Axis = -1, where: Array | None = None) -> Array:
     """Exponentials of `x` along `axis`, divided by their sum.
@@ -81,11 +87,11 @@ def softmax(xp: Namespace, x: Array, /, *, axis: Axis = -1, where: Array | None 
     if 0 in x.shape:
         return returned(xp, z, dtype)
     if where is None:
-        powers = xp.exp(z - xp.max(z, axis=axis, keepdims=True))
+        powers = xp.exp(z - shift_of(xp, z, axis))
         return returned(xp, powers / xp.sum(powers, axis=axis, keepdims=True), dtype)
     z, occupied = _masked(xp, z, axis, where)
     # A row without entries is shifted by 0 and divided by 1, so that neither its value nor its gradient is nan.
-    powers = xp.exp(z - xp.where(occupied, xp.max(z, axis=axis, keepdims=True), 0.0))
+    powers = xp.exp(z - xp.where(occupied, shift_of(xp, z, axis), 0.0))
     total = xp.where(occupied, xp.sum(powers, axis=axis, keepdims=True), 1.0)
     return returned(xp, xp.where(where, powers / total, 0.0), dtype)
 
@@ -129,10 +135,10 @@ def log_softmax(xp: Namespace, x: Array, /, *, axis: Axis = -1, where: Array | N
     if 0 in x.shape:
         return returned(xp, z, dtype)
     if where is None:
-        shifted = z - xp.max(z, axis=axis, keepdims=True)
+        shifted = z - shift_of(xp, z, axis)
         return returned(xp, shifted - xp.log(xp.sum(xp.exp(shifted), axis=axis, keepdims=True)), dtype)
     z, occupied = _masked(xp, z, axis, where)
-    shifted = z - xp.where(occupied, xp.max(z, axis=axis, keepdims=True), 0.0)
+    shifted = z - xp.where(occupied, shift_of(xp, z, axis), 0.0)
     total = xp.where(occupied, xp.sum(xp.exp(shifted), axis=axis, keepdims=True), 1.0)
     return returned(xp, xp.where(where, shifted - xp.log(total), -math.inf), dtype)
 
@@ -184,7 +190,8 @@ def logsumexp(
     if where is not None:
         z = xp.where(where, z, -math.inf)
     peak = xp.max(z, axis=axes, keepdims=True)
-    shift = xp.where(xp.isfinite(peak), peak, 0.0)
+    # Rows without a finite peak stay what they are by any finite shift; the largest keeps their finite terms from overflow.
+    shift = xp.where(xp.isfinite(peak), peak, float(xp.finfo(z.dtype).max))
     total = xp.sum(xp.exp(z - shift), axis=axes, keepdims=keepdims)
     if not keepdims:
         peak, shift = xp.squeeze(peak, axis=axes), xp.squeeze(shift, axis=axes)

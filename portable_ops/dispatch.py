@@ -103,7 +103,8 @@ def operation(
             if args:
                 meet(type(args[0]))
             route = ROUTES.get(type(args[0])) if args else None
-            if route is None or not _is_joined(route, args, kwargs, count, keywords):
+            plain = _is_plain(args, kwargs, count)
+            if route is None or not plain or not _is_joined(route, args, kwargs, count, keywords):
                 route, args, kwargs = _join(op, args, kwargs)  # type: ignore[assignment]
             try:
                 check(route.xp, *args, **kwargs)
@@ -152,6 +153,17 @@ def _register(
     return op
 
 
+def _is_plain(args: tuple[Any, ...], kwargs: dict[str, Any], count: int) -> bool:
+    """Whether no option is a scalar of NumPy's, in whose arithmetic ``num_classes**2`` may wrap around."""
+    for value in args[count:]:
+        if isinstance(value, np.generic):
+            return False
+    for value in kwargs.values():  # noqa: SIM110 (any() of a generator takes three times as long)
+        if isinstance(value, np.generic):
+            return False
+    return True
+
+
 def _is_joined(
     route: Route, args: tuple[Any, ...], kwargs: dict[str, Any], count: int, keywords: tuple[str, ...]
 ) -> bool:
@@ -180,6 +192,9 @@ def _join(
         op.signature.bind(*args, **kwargs)
     except TypeError as error:
         raise TypeError(f"{op.name}: {error}") from None
+    count = len(op.arrays)
+    args = args[:count] + tuple(map(_python, args[count:]))
+    kwargs = {name: value if name in op.keyword_arrays else _python(value) for name, value in kwargs.items()}
     given = dict(zip(op.arrays, args, strict=False))
     given |= {name: kwargs[name] for name in op.keyword_arrays if kwargs.get(name) is not None}
     routes = {name: route_of(value, name) for name, value in given.items()}
@@ -206,6 +221,11 @@ def _join(
                 )
     joined = tuple(given[name] for name in op.arrays[: len(args)]) + args[len(op.arrays) :]
     return route, joined, kwargs | {name: given[name] for name in op.keyword_arrays if name in given}
+
+
+def _python(value: Any) -> Any:
+    """A scalar of NumPy's as Python's own; anything else as it is."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _from_python(name: str, value: Any, route: Route, like: Array | None) -> Array:

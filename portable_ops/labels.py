@@ -7,7 +7,15 @@ from typing import Any
 
 from portable_ops.backend import Array
 from portable_ops.checks import complaint, require_choice
-from portable_ops.routes import Namespace, backend_of, default_dtype, device_of, kind_of, values_are_at_hand
+from portable_ops.routes import (
+    Namespace,
+    backend_of,
+    default_dtype,
+    device_of,
+    dtype_name,
+    kind_of,
+    values_are_at_hand,
+)
 
 _INT64_MIN = -(2**63)
 _INT64_MAX = 2**63 - 1
@@ -33,6 +41,8 @@ def widened(xp: Namespace, labels: Array) -> Array:
 def ignored_labels(wide: Array, ignore_index: int | None) -> Array | None:
     """Where widened labels are to be ignored, None if none can be: no label equals an index out of its range."""
     if ignore_index is None or not _INT64_MIN <= ignore_index <= _INT64_MAX:
+        return None
+    if dtype_name(wide.dtype) == "int32" and not -(2**31) <= ignore_index < 2**31:
         return None
     return wide == ignore_index
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from portable_ops.activations import log_softmax, logsumexp, sigmoid, softmax
+from portable_ops.activations import log_softmax, shift_of, sigmoid, softmax
 from portable_ops.backend import Array
 from portable_ops.checks import (
     REDUCTIONS,
@@ -143,7 +143,7 @@ def cross_entropy(
     if not holds_indices(logits, target, axis):
         t = as_dtype(xp, target, z)
         if label_smoothing:
-            t = t * (1 - label_smoothing) + label_smoothing / num_classes
+            t = t * (1 - label_smoothing) + label_smoothing / max(num_classes, 1)
         if w is not None:
             t = t * along(xp, w, axis, z.ndim)
         logs = log_softmax(z, axis=axis) if from_logits else _log(xp, z, margin, t)
@@ -156,9 +156,12 @@ def cross_entropy(
         require_in_range(xp, "target", target, num_classes, None if ignored is None else ~ignored)
     valid = in_range(wide, num_classes)
     index = xp.where(valid, wide, 0)
+    if from_logits and 0 not in z.shape:
+        # Shifted first: far from zero, the difference of two logits is exact, that of logsumexp and a logit is not.
+        z = z - shift_of(xp, z, axis)
     picked = xp.squeeze(xp.take_along_axis(z, xp.expand_dims(index, axis=axis), axis=axis), axis=axis)
     if from_logits:
-        normalizer = logsumexp(z, axis=axis)
+        normalizer = xp.log(xp.sum(xp.exp(z), axis=axis))
         loss = normalizer - picked
     else:
         loss = -_log(xp, picked, margin)
@@ -166,7 +169,7 @@ def cross_entropy(
     if weights is not None:
         loss = loss * weights
     if label_smoothing:
-        per_class = -log_softmax(z, axis=axis) if from_logits else -_log(xp, z, margin)
+        per_class = xp.expand_dims(normalizer, axis=axis) - z if from_logits else -_log(xp, z, margin)
         if w is not None:
             per_class = per_class * along(xp, w, axis, z.ndim)
         loss = (1 - label_smoothing) * loss + label_smoothing * xp.mean(per_class, axis=axis)
@@ -285,7 +288,7 @@ def binary_cross_entropy(
     """
     z, dtype = working(xp, logits)
     t = as_dtype(xp, target, z)
-    ignored = None if ignore_index is None else t == ignore_index
+    ignored = ignored_labels(t, ignore_index)
     if ignored is not None:
         t = xp.where(ignored, 0.0, t)
     positive = t if pos_weight is None else t * as_dtype(xp, pos_weight, z)
@@ -413,8 +416,7 @@ def dice_loss(
     ignored = None
     if tuple(target.shape) == tuple(pred.shape):
         t = as_dtype(xp, target, p)
-        if ignore_index is not None:
-            ignored = t == ignore_index
+        ignored = ignored_labels(t, ignore_index)
     else:
         classes = class_axis_of(class_axis, pred, "pred")
         wide = widened(xp, target)

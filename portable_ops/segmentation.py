@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 from portable_ops.backend import Array
@@ -44,8 +45,8 @@ def _check_dice(
 
 
 def require_number_or_nan(argument: str, value: object) -> None:
-    """Raise TypeError unless the value is a Python number; nan is one."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    """Raise TypeError unless the value is a number; nan is one."""
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(complaint(argument, repr(value), "a number, which may be nan"))
 
 
@@ -286,7 +287,7 @@ def class_iou(
     """
     require_number_or_nan("absent", absent)
     areas = intersection_and_union(pred, target, num_classes, ignore_index=ignore_index, validate=validate)
-    return _divided(areas.intersection, areas.union, absent)
+    return _divided(areas.intersection, areas.union, float(absent))
 
 
 @composed(intersection_and_union)
@@ -353,7 +354,8 @@ def mean_iou(
         require_number_or_nan("absent", absent)
     areas = intersection_and_union(pred, target, num_classes, ignore_index=ignore_index, validate=validate)
     first = 0 if include_background else 1
-    return mean_of_areas(areas.intersection[first:], areas.union[first:], absent)
+    rule = absent if isinstance(absent, str) else float(absent)
+    return mean_of_areas(areas.intersection[first:], areas.union[first:], rule)
 
 
 def mean_of_areas(intersection: Array, union: Array, absent: Any) -> Array:

@@ -172,8 +172,8 @@ def why_not_attention(
         return "size 0"
     masked = mask is not None or is_causal
     # A sum is not finite if a term is not, and it needs no temporary; its own overflow only costs the kernel.
-    if masked and on_host(key) and is_concrete(key) and not bool((key.sum() + value.sum()).isfinite()):
-        return "a key or value that is not finite would leak through torch's mask"
+    if masked and on_host(key) and is_concrete(key) and not bool((query.sum() + key.sum() + value.sum()).isfinite()):
+        return "a query, key or value that is not finite would leak through torch's mask"
     return _why_not_floating(query)
 
 

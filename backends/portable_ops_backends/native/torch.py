@@ -12,7 +12,7 @@ from torch import Tensor
 
 from portable_ops.checks import Axis, normalized_axes
 from portable_ops.counting import Areas, count_areas, count_pairs
-from portable_ops.labels import ignored_labels, in_range, require_in_range
+from portable_ops.labels import ignored_labels, in_range, require_in_range, widened
 from portable_ops.routes import values_are_at_hand
 from portable_ops.targets import class_axis_of
 
@@ -65,7 +65,7 @@ def cross_entropy(
     scores = logits.float() if logits.dtype in _HALF else logits
     if axis != min(1, logits.ndim - 1):
         scores = scores.movedim(axis, 1)
-    labels = target.long()
+    labels: Tensor = widened(xp, target)
     num_classes = logits.shape[axis]
     skipped = _NEVER if ignore_index is None or not -(2**63) <= ignore_index < 2**63 else ignore_index
     loss_of = partial(
