@@ -97,6 +97,8 @@ class Backend:
         ``(function)``: the gradient of a scalar function with respect to its first argument.
     lazy : bool
         Whether arrays are task graphs until computed.
+    is_reference : bool
+        Whether the library is there to check conformance: reports measure it and do not recommend it.
     register_container : callable or None
         ``(cls, flatten, unflatten)``: teach the library's transforms a class that holds arrays.
     dtypes : tuple of str
@@ -124,6 +126,7 @@ class Backend:
     jit: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
     grad: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
     lazy: bool = False
+    is_reference: bool = False
     register_container: Callable[..., None] | None = None
     dtypes: tuple[str, ...] = ("float32", "float64")
     kernels: Mapping[str, tuple[Kernel, ...]] = field(default_factory=lambda: _NOTHING)

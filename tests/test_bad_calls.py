@@ -191,5 +191,5 @@ def test_mixed_devices_are_named(target: Target) -> None:
     if len(devices) < 2:
         pytest.skip(f"{target.name} has one device here")
     here, there = (target.backend.from_numpy(X, device=target.backend.to_device(name)) for name in devices[:2])
-    with pytest.raises(ValueError, match="target: got an array on device .* beside one on .* expected one device"):
+    with pytest.raises(ValueError, match=r"target: got an array on device .* beside one on .* expected one device"):
         po.dice_coefficient(here, there)

@@ -274,7 +274,7 @@ def test_the_setting_of_numba_is_put_back(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(numba, "njit", refuses)
     assert compiling.compiled(max) is max
-    assert numba.config.CACHE_DIR == before
+    assert before == numba.config.CACHE_DIR
 
 
 def test_asking_whether_to_count_does_not_load_numba() -> None:

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 from matrix import Target
+from portable_ops_bench.case import Case
+from portable_ops_bench.cases import CASES
 
 import portable_ops as po
 from portable_ops import backend as backend_module
 from portable_ops import routes
 from portable_ops.backend import load, registered_backends
 from portable_ops.dispatch import OPERATIONS
-from portable_ops_bench.cases import CASES
-from portable_ops_bench.case import Case
 
 X = np.linspace(-1, 1, 6).reshape(2, 3)
 

@@ -57,6 +57,7 @@ backend = Backend(
     from_numpy=from_numpy,
     to_numpy=to_numpy,
     install="array-api-strict",
+    is_reference=True,
     devices=devices,
     to_device=to_device,
     on_host=on_host,

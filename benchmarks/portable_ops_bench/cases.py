@@ -43,7 +43,7 @@ def _sized_like(shape: Shape) -> Callable[[int], Shape]:
 
 def _logits(rng: Generator, shape: Shape) -> np.ndarray[Any, Any]:
     # Of moderate spread: the difference x - max, rounded to float32, alone costs |x - max| / 2 units in the last place.
-    return rng.uniform(-3, 3, size=shape)
+    return rng.uniform(-2, 2, size=shape)
 
 
 def _labels(rng: Generator, shape: Shape, num_classes: int, dtype: str = "int64") -> np.ndarray[Any, Any]:

@@ -11,6 +11,8 @@ from portable_ops_bench.model import Report
 from portable_ops_bench.summary import Baseline, main_input, measured, overheads, place, seconds, times
 
 WIDTH = 560
+ROWS = "rows"
+"""The name under which the page gives all plots the same rows, which it holds once."""
 
 
 def rows(report: Report) -> list[dict[str, Any]]:
@@ -46,8 +48,8 @@ def rows(report: Report) -> list[dict[str, Any]]:
 
 def _tooltip() -> list[Any]:
     return [
-        "operation", "backend", "input", "dtype", "kernel",
-        alt.Tooltip("time", title="median"), alt.Tooltip("faster", title="over the definition"),
+        "operation:N", "backend:N", "input:N", "dtype:N", "kernel:N",
+        alt.Tooltip("time:N", title="median"), alt.Tooltip("faster:N", title="over the definition"),
         alt.Tooltip("ulp:Q", format=".2f", title="largest error, ulp"), alt.Tooltip("rate:Q", format=".3g", title="GB/s"),
     ]  # fmt: skip
 
@@ -61,23 +63,27 @@ def heatmap(report: Report, *, fixed: bool = False) -> Any:
     """Operation × backend: speed-up over the standard definition on NumPy, on an input that can be chosen."""
     data = rows(report)
     name = main_input(report)
-    chart = alt.Chart(alt.InlineData(values=[row for row in data if not fixed or row["input"] == name]))
-    if not fixed:
+    if fixed:
+        chart = alt.Chart(alt.InlineData(values=[row for row in data if row["input"] == name]))
+    else:
         chosen = _choice(data, "input", name, "Input")
-        chart = chart.add_params(chosen).transform_filter("datum.input == input")
+        chart = alt.Chart(alt.NamedData(ROWS)).add_params(chosen).transform_filter("datum.input == input")
     base = chart.encode(
         x=alt.X("backend:N", title=None, axis=alt.Axis(orient="top", labelAngle=0)),
         y=alt.Y("operation:N", title=None, sort=None),
         tooltip=_tooltip(),
     )
-    color = alt.Color(
-        "speedup:Q",
-        title="times as fast",
-        scale=alt.Scale(type="log", domainMid=1, scheme="blueorange", reverse=True),
-    )
-    text = base.transform_calculate(label="datum.faster + '  ' + datum.time").mark_text(fontSize=11).encode(
-        text="label:N",
-        color=alt.condition("datum.speedup > 8 || datum.speedup < 0.125", alt.value("white"), alt.value("#1a1a1a")),
+    # As far above 1 as below, so that the colour in the middle means "no faster".
+    farthest = max((max(row["speedup"], 1 / row["speedup"]) for row in data if row["speedup"]), default=2.0)
+    scale = alt.Scale(type="log", domain=[1 / farthest, farthest], scheme="blueorange", reverse=True)
+    color = alt.Color("speedup:Q", title="times as fast", scale=scale)
+    text = (
+        base.transform_calculate(label="datum.faster + '  ' + datum.time")
+        .mark_text(fontSize=11)
+        .encode(
+            text="label:N",
+            color=alt.condition("datum.speedup > 8 || datum.speedup < 0.125", alt.value("white"), alt.value("#1a1a1a")),
+        )
     )
     squares = base.mark_rect(stroke="white", strokeWidth=2).encode(color=color)
     return alt.layer(squares, text).properties(width=WIDTH, height={"step": 26})
@@ -88,7 +94,7 @@ def times_with_quantiles(report: Report) -> Any:
     data = rows(report)
     chosen = _choice(data, "input", main_input(report), "Input")
     base = (
-        alt.Chart(alt.InlineData(values=data))
+        alt.Chart(alt.NamedData(ROWS))
         .transform_filter("datum.input == input")
         .encode(
             y=alt.Y("operation:N", title=None, sort=None),
@@ -98,7 +104,7 @@ def times_with_quantiles(report: Report) -> Any:
     )
     time = alt.X("median:Q", title="seconds per call (median, quartiles)", scale=alt.Scale(type="log"))
     points = base.mark_point(filled=True, size=60).encode(
-        x=time, shape=alt.Shape("backend:N", title=None), tooltip=_tooltip()
+        x=time, shape=alt.Shape("backend:N", title=None, legend=alt.Legend(orient="top")), tooltip=_tooltip()
     )
     ranges = base.mark_rule(strokeWidth=2).encode(x=alt.X("q1:Q", title=""), x2="q3:Q")
     return alt.layer(ranges, points).add_params(chosen).properties(width=WIDTH, height={"step": 12, "for": "offset"})
@@ -112,14 +118,16 @@ def by_size(report: Report) -> Any:
     operations = [row["operation"] for row in data]
     chosen = _choice(data, "operation", "mean_iou" if "mean_iou" in operations else first, "Operation")
     return (
-        alt.Chart(alt.InlineData(values=data))
-        .transform_filter("datum.operation == operation")
+        alt.Chart(alt.NamedData(ROWS))
+        .transform_filter(f"datum.operation == operation && datum.input != '{small}'")
         .mark_line(point={"size": 50, "filled": True})
         .encode(
-            x=alt.X("bytes:Q", title="bytes of inputs and results", scale=alt.Scale(type="log"), axis=alt.Axis(format="~s")),
+            x=alt.X(
+                "bytes:Q", title="bytes of inputs and results", scale=alt.Scale(type="log"), axis=alt.Axis(format="~s")
+            ),
             y=alt.Y("median:Q", title="seconds per call", scale=alt.Scale(type="log"), axis=alt.Axis(format="~e")),
             color=alt.Color("backend:N", title=None, legend=alt.Legend(orient="top")),
-            shape=alt.Shape("backend:N", title=None),
+            shape=alt.Shape("backend:N", title=None, legend=alt.Legend(orient="top")),
             tooltip=_tooltip(),
         )
         .add_params(chosen)
@@ -129,17 +137,17 @@ def by_size(report: Report) -> Any:
 
 def parity(report: Report) -> Any:
     """Largest error beside speed: a result is worth its speed only if it is right."""
-    data = [row for row in rows(report) if row["speedup"] is not None]
+    data = rows(report)
     chosen = _choice(data, "input", main_input(report), "Input")
     return (
-        alt.Chart(alt.InlineData(values=data))
-        .transform_filter("datum.input == input")
+        alt.Chart(alt.NamedData(ROWS))
+        .transform_filter("datum.input == input && datum.speedup != null")
         .mark_point(filled=True, size=70, opacity=0.85)
         .encode(
             x=alt.X("speedup:Q", title="times as fast as the definition on NumPy", scale=alt.Scale(type="log")),
             y=alt.Y("ulp:Q", title="largest error (ulp; 0.01 is none)", scale=alt.Scale(type="log")),
             color=alt.Color("backend:N", title=None, legend=alt.Legend(orient="top")),
-            shape=alt.Shape("backend:N", title=None),
+            shape=alt.Shape("backend:N", title=None, legend=alt.Legend(orient="top")),
             tooltip=_tooltip(),
         )
         .add_params(chosen)
@@ -163,7 +171,7 @@ def overhead(report: Report) -> Any:
             x=alt.X("microseconds:Q", title="µs per call on 4 elements"),
             color=alt.Color("call:N", title=None, legend=alt.Legend(orient="top")),
             column=alt.Column("backend:N", title=None),
-            tooltip=["operation", "backend", "call", alt.Tooltip("microseconds:Q", format=".2f")],
+            tooltip=["operation:N", "backend:N", "call:N", alt.Tooltip("microseconds:Q", format=".2f")],
         )
         .properties(width=WIDTH // 2 - 30, height={"step": 9, "for": "offset"})
     )

@@ -47,7 +47,9 @@ def load() -> float | None:
 
 def describe(load_before: float | None = None) -> Environment:
     """The machine as it is now."""
-    threads = {f"{pool['internal_api']} {pool['version'] or ''}".strip(): pool["num_threads"] for pool in threadpool_info()}
+    threads = {
+        f"{pool['internal_api']} {pool['version'] or ''}".strip(): pool["num_threads"] for pool in threadpool_info()
+    }
     return Environment(
         cpu=cpu_name(),
         logical_cpus=os.cpu_count() or 1,

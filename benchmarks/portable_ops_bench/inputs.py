@@ -44,7 +44,9 @@ def call_of(case_name: str, input_name: str) -> Call:
     if rest == "elements":
         return case.make(np.random.default_rng(0), case.sized(int(first)))
     if first not in PHOTOGRAPHS:
-        raise ValueError(f"input: got {input_name!r}; expected 'N elements' or a photograph of {', '.join(PHOTOGRAPHS)}")
+        raise ValueError(
+            f"input: got {input_name!r}; expected 'N elements' or a photograph of {', '.join(PHOTOGRAPHS)}"
+        )
     if case.real is None:
         raise ValueError(f"input: got {input_name!r}; expected a case with a real call, not {case_name!r}")
     task = task_of(first)

@@ -22,7 +22,7 @@ from portable_ops.dispatch import OPERATIONS
 from portable_ops.routes import namespace_of
 from portable_ops_bench.case import Call, Case
 from portable_ops_bench.cases import case_by_name
-from portable_ops_bench.guards import Failed, check_parity, require_here, require_unchanged
+from portable_ops_bench.guards import GuardError, check_parity, require_here, require_unchanged
 from portable_ops_bench.inputs import call_of, references
 from portable_ops_bench.model import Cell, Result, Status, Timing
 
@@ -47,6 +47,7 @@ def timer_of(backend: Backend, device: str) -> Callable[[], float]:
 
 
 def parameters() -> Iterator[Any]:
+    """The cells, each with the clock of its device."""
     for cell in CELLS:
         backend = po.get_backend(cell.backend)
         mark = pytest.mark.benchmark(group=cell.operation, timer=timer_of(backend, cell.device))
@@ -77,6 +78,7 @@ def kernel_of(case: Case, call: Call) -> str:
 
 @pytest.mark.parametrize("cell", list(parameters()))
 def test_cell(cell: Cell, benchmark: Any) -> None:
+    """Measure one cell, and write down what came of it."""
     result = measure(cell, benchmark)
     with (FOLDER / "results.jsonl").open("ab") as file:
         file.write(msgspec.json.encode(result) + b"\n")
@@ -86,7 +88,7 @@ def measure(cell: Cell, benchmark: Any) -> Result:
     """The cell's result, whatever happens."""
     try:
         return measured(cell, benchmark)
-    except Failed as failure:
+    except GuardError as failure:
         return Result(cell=cell, status=failure.status, reason=failure.reason)
     except MemoryError as error:
         return Result(cell=cell, status=Status.OUT_OF_MEMORY, reason=str(error) or "MemoryError")
@@ -96,7 +98,7 @@ def measure(cell: Cell, benchmark: Any) -> Result:
 
 
 def measured(cell: Cell, benchmark: Any) -> Result:
-    """Guards, then numbers; raises `Failed` for a guard."""
+    """Guards, then numbers; raises `GuardError` for a guard."""
     backend = po.get_backend(cell.backend)
     device = None if cell.device in ("cpu", "CPU_DEVICE") else backend.to_device(cell.device)
     case = case_by_name(cell.case)
@@ -146,5 +148,3 @@ def _thinned(samples: list[float]) -> list[float]:
     """Evenly spaced order statistics, the ends among them."""
     places = np.linspace(0, len(samples) - 1, KEPT_SAMPLES).round().astype(int)
     return [samples[place] for place in places]
-
-

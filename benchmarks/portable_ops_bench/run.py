@@ -121,9 +121,7 @@ def run(options: Options, progress: Progress, command: str) -> Report:
     )
 
 
-def _run_process(
-    backend: str, cells: list[Cell], folder: Path, options: Options, progress: Progress
-) -> list[Result]:
+def _run_process(backend: str, cells: list[Cell], folder: Path, options: Options, progress: Progress) -> list[Result]:
     """The results of one backend, measured in a process of its own; cells that it did not reach say so."""
     plan_file, results_file, log = folder / "plan.json", folder / "results.jsonl", folder / "log.txt"
     plan_file.write_bytes(msgspec.json.encode(cells))

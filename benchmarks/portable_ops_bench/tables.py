@@ -69,22 +69,24 @@ def markdown(report: Report, picture: str | None = None) -> str:
     """The report as Markdown, with a picture if one is named."""
     lines = ["# Performance report", ""]
     environment = report.environment
-    lines += [
-        f"{environment.cpu}, {environment.usable_cpus} of {environment.logical_cpus} CPUs, Python {environment.python}, "
-        f"{report.created}. `{report.command}`",
-        "",
-    ]
+    machine = f"{environment.cpu}, {environment.usable_cpus} of {environment.logical_cpus} CPUs"
+    lines += [f"{machine}, Python {environment.python}, {report.created}. `{report.command}`", ""]
     lines += [f"- {sentence}" for sentence in verdicts(report)] + [""]
     if picture is not None:
         lines += [f"![Speed-up over the standard definition on NumPy]({picture})", ""]
     for name in dict.fromkeys(result.cell.input for result in measured(report)):
         columns, rows = grid(report, name)
-        lines += [f"## {name}", "", "| operation | " + " | ".join(columns) + " |", "|---" + "|---:" * len(columns) + "|"]
+        lines += [
+            f"## {name}",
+            "",
+            "| operation | " + " | ".join(columns) + " |",
+            "|---" + "|---:" * len(columns) + "|",
+        ]
         lines += ["| " + " | ".join(row) + " |" for row in rows] + [""]
     missing = gaps(report)
     if missing:
         lines += ["## Without a number", ""]
-        lines += [f"- {backend}: {count} cells, {status}: {reason}" for backend, status, reason, count in missing] + [""]
+        lines += [f"- {backend}: {count} cells, {status}: {reason}" for backend, status, reason, count in missing] + [
+            ""
+        ]
     return "\n".join(lines)
-
-

@@ -1,0 +1,82 @@
+"""The command ``portable-ops``. Subcommands come from the entry-point group ``portable_ops.commands``, loaded when called.
+
+An entry point names a function for typer. Its name is the subcommand's; a line of help stands in `SUMMARIES`, so that
+``--help`` loads nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import metadata
+from typing import Any
+
+from portable_ops._version import __version__
+
+ENTRY_POINT_GROUP = "portable_ops.commands"
+
+SUMMARIES = {
+    "bench": "Measure operations on every backend, check them against float64 oracles, and report.",
+    "doctor": "Show what is installed, which kernels serve what, and what is missing.",
+    "report": "Render a stored report again: terminal, HTML, Markdown.",
+}
+
+MISSING_COMMAND_LINE = 'portable-ops: the command line needs the extra "cli": python -m pip install "portable-ops[cli]"'
+
+
+def main() -> None:
+    """Run the command."""
+    try:
+        import typer
+    except ImportError:
+        sys.exit(_fail(MISSING_COMMAND_LINE))
+    app = typer.Typer(
+        name="portable-ops",
+        help="The same numeric operations on any array, measured on every backend.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_show_locals=False,
+    )
+    app.callback()(_options(typer))
+    asked = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), None)
+    for entry in sorted(metadata.entry_points(group=ENTRY_POINT_GROUP), key=lambda entry: entry.name):
+        # Only the subcommand that was asked for is loaded; the others show their name and their line of help.
+        function = _load(entry) if entry.name == asked else _unloaded
+        app.command(entry.name, help=None if entry.name == asked else SUMMARIES.get(entry.name))(function)
+    app()
+
+
+def _options(typer: Any) -> Any:
+    def show_version(shown: bool) -> None:
+        if shown:
+            print(f"portable-ops {__version__}")
+            raise typer.Exit
+
+    def options(
+        version: bool = typer.Option(
+            False, "--version", callback=show_version, is_eager=True, help="Show the version."
+        ),
+    ) -> None: ...
+
+    # Annotations are text here, and typer reads them; bool needs no name of this module.
+    return options
+
+
+def _unloaded() -> None:  # shown in the list of commands only
+    raise AssertionError("a subcommand was called that was not loaded")
+
+
+def _load(entry: metadata.EntryPoint) -> Any:
+    try:
+        return entry.load()
+    except ImportError as error:
+        missing = (error.name or "").partition(".")[0]
+        sys.exit(
+            _fail(
+                f'portable-ops: {entry.name} needs the package "{missing}": python -m pip install "portable-ops[bench]"'
+            )
+        )
+
+
+def _fail(message: str) -> int:
+    print(message, file=sys.stderr)
+    return 2
