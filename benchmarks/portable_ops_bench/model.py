@@ -30,7 +30,7 @@ class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Strict: an unknown key is an error, not a surprise later."""
 
 
-class Cell(Struct):
+class Cell(Struct, frozen=True):
     """What is to be measured: one call of one case, on one input, in one place, in one way.
 
     `way` is ``"dispatched"`` for the public call, ``"definition"`` for the same under `standard_only`, and ``"native"`` for
@@ -51,7 +51,7 @@ class Cell(Struct):
         return " | ".join((self.case, self.input, self.backend, self.device, self.dtype, self.way))
 
 
-class Timing(Struct):
+class Timing(Struct, frozen=True):
     """Seconds per call, over rounds of several iterations.
 
     `first_call` was made before, apart: it imports, compiles and warms up.
@@ -67,7 +67,7 @@ class Timing(Struct):
     samples: list[float]
 
 
-class Parity(Struct):
+class Parity(Struct, frozen=True):
     """The largest errors against the float64 oracle; `share` is the largest error as a share of what is allowed."""
 
     max_error: float
@@ -75,7 +75,7 @@ class Parity(Struct):
     share: float
 
 
-class Result(Struct):
+class Result(Struct, frozen=True):
     """A cell with its numbers, or with the reason why it has none."""
 
     cell: Cell
@@ -88,7 +88,7 @@ class Result(Struct):
     flops: int = 0
 
 
-class Environment(Struct):
+class Environment(Struct, frozen=True):
     """Where the numbers were measured. It names no host, user or folder."""
 
     cpu: str
@@ -104,7 +104,7 @@ class Environment(Struct):
     governor: str | None = None
 
 
-class Report(Struct):
+class Report(Struct, frozen=True):
     """All results of one run."""
 
     schema_version: int

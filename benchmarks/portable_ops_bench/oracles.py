@@ -226,7 +226,7 @@ def scaled_dot_product_attention(
         logits = logits + bias
     attends = np.ones(logits.shape, bool) if mask is None else np.broadcast_to(mask, logits.shape).copy()
     if is_causal:
-        attends &= np.tri(*logits.shape[-2:], dtype=bool)
+        attends &= np.tri(*logits.shape[-2:]).astype(bool)
     return np.einsum("...nm,...me->...ne", softmax(logits, where=attends), value)
 
 
