@@ -7,7 +7,7 @@ import math
 from portable_ops.backend import Array
 from portable_ops.checks import Axis, normalized_axes, require_bool, require_broadcastable, require_flag, require_real
 from portable_ops.dispatch import operation
-from portable_ops.precision import returned, working
+from portable_ops.precision import returned, summed, working
 from portable_ops.routes import Namespace
 
 
@@ -88,11 +88,11 @@ def softmax(xp: Namespace, x: Array, /, *, axis: Axis = -1, where: Array | None 
         return returned(xp, z, dtype)
     if where is None:
         powers = xp.exp(z - shift_of(xp, z, axis))
-        return returned(xp, powers / xp.sum(powers, axis=axis, keepdims=True), dtype)
+        return returned(xp, powers / summed(xp, powers, axis, keepdims=True), dtype)
     z, occupied = _masked(xp, z, axis, where)
     # A row without entries is shifted by 0 and divided by 1, so that neither its value nor its gradient is nan.
     powers = xp.exp(z - xp.where(occupied, shift_of(xp, z, axis), 0.0))
-    total = xp.where(occupied, xp.sum(powers, axis=axis, keepdims=True), 1.0)
+    total = xp.where(occupied, summed(xp, powers, axis, keepdims=True), 1.0)
     return returned(xp, xp.where(where, powers / total, 0.0), dtype)
 
 
@@ -136,10 +136,10 @@ def log_softmax(xp: Namespace, x: Array, /, *, axis: Axis = -1, where: Array | N
         return returned(xp, z, dtype)
     if where is None:
         shifted = z - shift_of(xp, z, axis)
-        return returned(xp, shifted - xp.log(xp.sum(xp.exp(shifted), axis=axis, keepdims=True)), dtype)
+        return returned(xp, shifted - xp.log(summed(xp, xp.exp(shifted), axis, keepdims=True)), dtype)
     z, occupied = _masked(xp, z, axis, where)
     shifted = z - xp.where(occupied, shift_of(xp, z, axis), 0.0)
-    total = xp.where(occupied, xp.sum(xp.exp(shifted), axis=axis, keepdims=True), 1.0)
+    total = xp.where(occupied, summed(xp, xp.exp(shifted), axis, keepdims=True), 1.0)
     return returned(xp, xp.where(where, shifted - xp.log(total), -math.inf), dtype)
 
 
@@ -192,7 +192,7 @@ def logsumexp(
     peak = xp.max(z, axis=axes, keepdims=True)
     # Rows without a finite peak stay what they are by any finite shift; the largest keeps their finite terms from overflow.
     shift = xp.where(xp.isfinite(peak), peak, float(xp.finfo(z.dtype).max))
-    total = xp.sum(xp.exp(z - shift), axis=axes, keepdims=keepdims)
+    total = summed(xp, xp.exp(z - shift), axes, keepdims=keepdims)
     if not keepdims:
         peak, shift = xp.squeeze(peak, axis=axes), xp.squeeze(shift, axis=axes)
     # Where the peak is -inf the sum is 0: log(1) - inf avoids the warning of log(0).

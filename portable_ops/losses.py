@@ -21,7 +21,7 @@ from portable_ops.checks import (
 )
 from portable_ops.dispatch import operation
 from portable_ops.labels import ignored_labels, in_range, one_hot, require_in_range, widened
-from portable_ops.precision import as_dtype, returned, working
+from portable_ops.precision import as_dtype, returned, summed, working
 from portable_ops.routes import Namespace, values_are_at_hand
 from portable_ops.segmentation import dice_coefficient, require_number_or_nan
 from portable_ops.targets import along, class_axis_of, holds_indices, require_class_weight, require_mask_ignorable
@@ -147,7 +147,7 @@ def cross_entropy(
         if w is not None:
             t = t * along(xp, w, axis, z.ndim)
         logs = log_softmax(z, axis=axis) if from_logits else _log(xp, z, margin, t)
-        loss = -xp.sum(_product(xp, t, logs), axis=axis)
+        loss = -summed(xp, _product(xp, t, logs), axis)
         return returned(xp, _reduced(xp, loss, None, reduction), dtype)
 
     wide = widened(xp, target)
@@ -161,7 +161,7 @@ def cross_entropy(
         z = z - shift_of(xp, z, axis)
     picked = xp.squeeze(xp.take_along_axis(z, xp.expand_dims(index, axis=axis), axis=axis), axis=axis)
     if from_logits:
-        normalizer = xp.log(xp.sum(xp.exp(z), axis=axis))
+        normalizer = xp.log(summed(xp, xp.exp(z), axis))
         loss = normalizer - picked
     else:
         loss = -_log(xp, picked, margin)

@@ -21,7 +21,7 @@ from portable_ops.checks import (
 from portable_ops.counting import Areas, count_areas, count_pairs, sorted_histogram
 from portable_ops.dispatch import composed, operation
 from portable_ops.labels import must_validate
-from portable_ops.precision import as_dtype, returned, working
+from portable_ops.precision import as_dtype, returned, summed, working
 from portable_ops.routes import Namespace, default_dtype, device_of, route_of
 
 
@@ -102,8 +102,8 @@ def dice_coefficient(
     """
     p, dtype = working(xp, pred)
     t = as_dtype(xp, target, p)
-    overlap = xp.sum(p * t, axis=axis)
-    total = xp.sum(p, axis=axis) + xp.sum(t, axis=axis)
+    overlap = summed(xp, p * t, axis)
+    total = summed(xp, p, axis) + summed(xp, t, axis)
     empty = total == 0
     score = (2 * overlap + smooth) / (xp.where(empty, 1.0, total) + smooth)
     return returned(xp, xp.where(empty, absent, score), dtype)

@@ -154,6 +154,22 @@ def test_label_maps_in_other_orders_of_memory(target: Target) -> None:
         assert_close(result, oracles.confusion_matrix(shown, other, 5), EXACT, target)
 
 
+@pytest.mark.parametrize("axis", [0, (0, 1)])
+def test_sums_of_very_many(target: Target, axis: Any) -> None:
+    if target.name == "array-api-strict" and target.device_name != "CPU_DEVICE":
+        pytest.skip("the same sums as on the CPU")
+    if target.dtype == "float64":
+        pytest.skip("the oracle adds float64 no better")
+    rng = np.random.default_rng(0)
+    x, y = rng.uniform(0, 1, (2, 2**17 + 5, 1, 3))
+    exact, other = values(target, target.array(x)), values(target, target.array(y))
+    for function, tolerance in ((po.softmax, ULP), (po.log_softmax, LOSS), (po.logsumexp, LOSS)):
+        oracle = getattr(oracles, function.__name__)
+        assert_close(function(target.array(x), axis=axis), oracle(exact, axis=axis), tolerance, target)
+    result = po.dice_coefficient(target.array(x), target.array(y), axis=axis)
+    assert_close(result, oracles.dice_coefficient(exact, other, axis=axis), LOSS, target)
+
+
 # --- losses
 
 

@@ -115,6 +115,9 @@ def why_not_softmax(x: Any, /, *, axis: Any = -1, where: Any = None) -> str | No
         return "torch has no where="
     if type(axis) is not int:
         return "torch takes one axis"
+    if x.shape[axis] > 2**12 and axis not in (-1, x.ndim - 1):
+        # Beside the last axis torch adds one after the other: 1594 ULP were seen for 2**18 numbers.
+        return "torch loses digits in so long a sum"
     return _why_not_floating(x)
 
 

@@ -136,7 +136,7 @@ def page(report: Report) -> str:
         failed=report.failed(),
         rows=table_rows(report),
         # The bundle is JavaScript, and the specifications JSON: neither is text to be escaped.
-        bundle=Markup(_script(vl_convert.javascript_bundle(snippet=None))),
+        bundle=Markup(_script(vl_convert.javascript_bundle())),  # type: ignore[call-arg]
         specifications=Markup(_script(_json(specifications))),
         chart_rows=Markup(_script(_json(charts.rows(report)))),
     )
