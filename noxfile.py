@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import nox
@@ -13,7 +14,7 @@ import nox
 nox.needs_version = ">=2024.10.9"
 # pip finds the CPU build of torch that constraints.txt pins; uv would resolve to several GB of CUDA packages.
 nox.options.default_venv_backend = "virtualenv"
-nox.options.sessions = ["lint", "types", "parity", "speed", "core", "docs", "wheel", "browser"]
+nox.options.sessions = ["lint", "types", "parity", "speed", "core", "stranger", "docs", "wheel", "browser"]
 nox.options.error_on_missing_interpreters = True
 
 PINS = ("-c", "constraints.txt")
@@ -71,10 +72,20 @@ def core(session: nox.Session) -> None:
 
 
 @nox.session
+def stranger(session: nox.Session) -> None:
+    """A made-up array library with a backend of its own: found, tested and timed like the others."""
+    install(session, "strict,bench", *TOOLS)
+    session.install(*PINS, "--no-deps", "./tests/stranger")
+    session.run("pytest", "--backend", "quaint")
+    session.run("portable-ops", "bench", "--quick", "--backends", "quaint")
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """The examples in docstrings, README and docs."""
     install(session, "all", *TOOLS)
-    session.run("pytest", "--doctest-modules", "portable_ops", "--backend", "none", *session.posargs)
+    session.run("pytest", "--doctest-modules", "portable_ops")
+    session.run("pytest", "tests/test_readme.py")
 
 
 @nox.session
@@ -90,7 +101,7 @@ def wheel(session: nox.Session) -> None:
     bare = Path(session.create_tmp()) / "bare"
     shutil.rmtree(bare, ignore_errors=True)
     session.run("python", "-m", "venv", str(bare))
-    python = str(bare / ("Scripts" if session.platform == "win32" else "bin") / "python")
+    python = str(bare / ("Scripts" if sys.platform == "win32" else "bin") / "python")
     session.run(python, "-m", "pip", "install", *PINS, str(built), external=True)
     session.run(python, "-I", "tests/wheel/check_bare.py", external=True)
 
