@@ -163,14 +163,15 @@ class _Dropout:
     def __init__(self, p: float, rng: Any) -> None:
         self.p = p
         self.rng = rng
+        self.blocks = 0
 
     def __call__(self, xp: Namespace, weights: Array) -> Array:
-        uniform = backend_of(weights).uniform
-        if uniform is None:
-            raise ValueError(
-                complaint("dropout_p", self.p, f"0.0, as {backend_of(weights).name} has no random numbers")
-            )
-        draws = uniform(self.rng, tuple(weights.shape), weights.dtype, device_of(weights))
+        backend = backend_of(weights)
+        if backend.uniform is None:
+            raise ValueError(complaint("dropout_p", self.p, f"0.0, as {backend.name} has no random numbers"))
+        rng = self.rng if backend.split is None else backend.split(self.rng, self.blocks)
+        self.blocks += 1
+        draws = backend.uniform(rng, tuple(weights.shape), weights.dtype, device_of(weights))
         return xp.where(draws < self.p, 0.0, weights / (1 - self.p))
 
 

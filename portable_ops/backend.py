@@ -91,6 +91,8 @@ class Backend:
     rng, uniform : callable
         ``rng(seed, device=None)`` makes a generator; ``uniform(rng, shape, dtype, device)`` draws from [0, 1), `dtype`
         being the library's own.
+    split : callable or None
+        ``(rng, number)``: a generator of its own for part number `number`, where one is not changed by use (JAX keys).
     jit : callable or None
         ``(function)``: the function compiled or traced by the library, for functions of arrays.
     grad : callable or None
@@ -123,6 +125,7 @@ class Backend:
     synchronize: Callable[[Array], None] = lambda array: None
     rng: Callable[..., Any] | None = None
     uniform: Callable[..., Array] | None = None
+    split: Callable[[Any, int], Any] | None = None
     jit: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
     grad: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
     lazy: bool = False

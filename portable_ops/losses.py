@@ -22,6 +22,7 @@ from portable_ops.checks import (
 from portable_ops.dispatch import operation
 from portable_ops.labels import ignored_labels, in_range, one_hot, require_in_range, widened
 from portable_ops.precision import as_dtype, returned, summed, working
+from portable_ops.reduction import log_of, product, reduced
 from portable_ops.routes import Namespace, values_are_at_hand
 from portable_ops.segmentation import dice_coefficient, require_number_or_nan
 from portable_ops.targets import along, class_axis_of, holds_indices, require_class_weight, require_mask_ignorable
@@ -146,9 +147,9 @@ def cross_entropy(
             t = t * (1 - label_smoothing) + label_smoothing / max(num_classes, 1)
         if w is not None:
             t = t * along(xp, w, axis, z.ndim)
-        logs = log_softmax(z, axis=axis) if from_logits else _log(xp, z, margin, t)
-        loss = -summed(xp, _product(xp, t, logs), axis)
-        return returned(xp, _reduced(xp, loss, None, reduction), dtype)
+        logs = log_softmax(z, axis=axis) if from_logits else log_of(xp, z, margin, t)
+        loss = -summed(xp, product(xp, t, logs), axis)
+        return returned(xp, reduced(xp, loss, None, reduction), dtype)
 
     wide = widened(xp, target)
     ignored = ignored_labels(wide, ignore_index)
@@ -164,12 +165,12 @@ def cross_entropy(
         normalizer = xp.log(summed(xp, xp.exp(z), axis))
         loss = normalizer - picked
     else:
-        loss = -_log(xp, picked, margin)
+        loss = -log_of(xp, picked, margin)
     weights = None if w is None else xp.reshape(xp.take(w, xp.reshape(index, (-1,))), index.shape)
     if weights is not None:
         loss = loss * weights
     if label_smoothing:
-        per_class = xp.expand_dims(normalizer, axis=axis) - z if from_logits else -_log(xp, z, margin)
+        per_class = xp.expand_dims(normalizer, axis=axis) - z if from_logits else -log_of(xp, z, margin)
         if w is not None:
             per_class = per_class * along(xp, w, axis, z.ndim)
         loss = (1 - label_smoothing) * loss + label_smoothing * xp.mean(per_class, axis=axis)
@@ -179,33 +180,7 @@ def cross_entropy(
         loss = xp.where(ignored, 0.0, loss)
         kept = xp.astype(~ignored, loss.dtype)
         weights = kept if weights is None else xp.where(ignored, 0.0, weights)
-    return returned(xp, _reduced(xp, loss, weights, reduction), dtype)
-
-
-def _log(xp: Namespace, p: Array, eps: float, factor: Array | None = None) -> Array:
-    """``log(p + eps)``, and 0 where the factor that it will be multiplied with is 0: 0 log 0 = 0."""
-    shifted = p + eps
-    return xp.log(shifted) if factor is None else xp.log(xp.where(factor == 0, 1.0, shifted))
-
-
-def _product(xp: Namespace, factor: Array, log: Array) -> Array:
-    """``factor * log``, 0 where the factor is 0 even if the logarithm is infinite."""
-    nothing = factor == 0
-    return xp.where(nothing, 0.0, factor * xp.where(nothing, 0.0, log))
-
-
-def _reduced(xp: Namespace, loss: Array, weights: Array | None, reduction: str) -> Array:
-    """The loss as asked for; its mean divides by the sum of the weights, or by the number of elements."""
-    if reduction == "none":
-        return loss
-    total = xp.sum(loss)
-    if reduction == "sum":
-        return total
-    count = math.prod(loss.shape) if weights is None else xp.sum(weights)
-    if isinstance(count, int):
-        return total / count if count else total + math.nan
-    nothing = count == 0
-    return xp.where(nothing, math.nan, total / xp.where(nothing, 1.0, count))
+    return returned(xp, reduced(xp, loss, weights, reduction), dtype)
 
 
 def _check_binary_cross_entropy(
@@ -300,15 +275,15 @@ def binary_cross_entropy(
         loss_if_negative = rest + xp.where(zero, 0.0, z)
     else:
         margin = DEFAULT_EPS if eps is None else eps
-        loss_if_positive = -_log(xp, z, margin, t)
-        loss_if_negative = -_log(xp, 1 - z, margin, 1 - t)
-    loss = _product(xp, positive, loss_if_positive) + _product(xp, 1 - t, loss_if_negative)
+        loss_if_positive = -log_of(xp, z, margin, t)
+        loss_if_negative = -log_of(xp, 1 - z, margin, 1 - t)
+    loss = product(xp, positive, loss_if_positive) + product(xp, 1 - t, loss_if_negative)
     if weight is not None:
         loss = loss * as_dtype(xp, weight, z)
     if ignored is None:
-        return returned(xp, _reduced(xp, loss, None, reduction), dtype)
+        return returned(xp, reduced(xp, loss, None, reduction), dtype)
     loss = xp.where(ignored, 0.0, loss)
-    return returned(xp, _reduced(xp, loss, xp.astype(~ignored, loss.dtype), reduction), dtype)
+    return returned(xp, reduced(xp, loss, xp.astype(~ignored, loss.dtype), reduction), dtype)
 
 
 def _check_dice_loss(
@@ -432,7 +407,7 @@ def dice_loss(
     if weight is not None:
         weights = xp.broadcast_to(_weights_of_rest(xp, as_dtype(xp, weight, p), p, class_axis, axis), loss.shape)
         loss = loss * weights
-    return returned(xp, _reduced(xp, loss, weights, reduction), dtype)
+    return returned(xp, reduced(xp, loss, weights, reduction), dtype)
 
 
 def _weights_of_rest(xp: Namespace, weight: Array, pred: Array, class_axis: int, axis: Axis) -> Array:

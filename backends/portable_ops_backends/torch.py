@@ -37,7 +37,9 @@ def to_device(name: str) -> Any:
 def from_numpy(array: Any, device: Any = None, dtype: str | None = None) -> Any:
     """A copy, in the dtype named."""
     torch = _torch()
-    return torch.tensor(np.asarray(array), device=device, dtype=None if dtype is None else getattr(torch, dtype))
+    # In C order, as torch takes no negative strides.
+    contiguous = np.asarray(array, order="C")
+    return torch.tensor(contiguous, device=device, dtype=None if dtype is None else getattr(torch, dtype))
 
 
 def to_numpy(array: Any) -> Any:

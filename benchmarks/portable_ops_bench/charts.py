@@ -103,9 +103,7 @@ def times_with_quantiles(report: Report) -> Any:
         )
     )
     time = alt.X("median:Q", title="seconds per call (median, quartiles)", scale=alt.Scale(type="log"))
-    points = base.mark_point(filled=True, size=60).encode(
-        x=time, shape=alt.Shape("backend:N", title=None, legend=alt.Legend(orient="top")), tooltip=_tooltip()
-    )
+    points = base.mark_point(filled=True, size=60).encode(x=time, tooltip=_tooltip())
     ranges = base.mark_rule(strokeWidth=2).encode(x=alt.X("q1:Q", title=""), x2="q3:Q")
     return alt.layer(ranges, points).add_params(chosen).properties(width=WIDTH, height={"step": 12, "for": "offset"})
 
@@ -127,7 +125,6 @@ def by_size(report: Report) -> Any:
             ),
             y=alt.Y("median:Q", title="seconds per call", scale=alt.Scale(type="log"), axis=alt.Axis(format="~e")),
             color=alt.Color("backend:N", title=None, legend=alt.Legend(orient="top")),
-            shape=alt.Shape("backend:N", title=None, legend=alt.Legend(orient="top")),
             tooltip=_tooltip(),
         )
         .add_params(chosen)

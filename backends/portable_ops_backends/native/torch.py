@@ -26,7 +26,10 @@ def softmax(x: Tensor, /, *, axis: int = -1, where: None = None) -> Tensor:
 
 def log_softmax(x: Tensor, /, *, axis: int = -1, where: None = None) -> Tensor:
     """See `portable_ops.log_softmax`."""
-    return torch.log_softmax(x, axis)
+    # In half precision torch keeps the sum in half, too, which ends at 65504 and hides all beside a large term.
+    return (
+        torch.log_softmax(x, axis, dtype=torch.float32).to(x.dtype) if x.dtype in _HALF else torch.log_softmax(x, axis)
+    )
 
 
 def logsumexp(x: Tensor, /, *, axis: Axis = -1, keepdims: bool = False, where: None = None) -> Tensor:
