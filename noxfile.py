@@ -81,6 +81,13 @@ def stranger(session: nox.Session) -> None:
 
 
 @nox.session
+def lowest(session: nox.Session) -> None:
+    """The lower bounds that pyproject.toml states, on NumPy; not in the default run, whose time it does not fit."""
+    session.install("-c", "constraints-lowest.txt", "-e", ".[numba,strict,bench]", "pytest", "hypothesis", "mpmath")
+    session.run("pytest", "--backend", "numpy", *session.posargs)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """The examples in docstrings, README and docs."""
     install(session, "all", *TOOLS)

@@ -269,10 +269,10 @@ def binary_cross_entropy(
     positive = t if pos_weight is None else t * as_dtype(xp, pos_weight, z)
     if from_logits:
         # -log(sigmoid(z)) and -log(sigmoid(-z)), each without cancellation.
-        rest = xp.log1p(xp.exp(xp.where(z < 0, z, -z)))
-        zero = z < 0
-        loss_if_positive = rest + xp.where(zero, -z, 0.0)
-        loss_if_negative = rest + xp.where(zero, 0.0, z)
+        negative = z < 0
+        rest = xp.log1p(xp.exp(xp.where(negative, z, -z)))
+        loss_if_positive = rest + xp.where(negative, -z, 0.0)
+        loss_if_negative = rest + xp.where(negative, 0.0, z)
     else:
         margin = DEFAULT_EPS if eps is None else eps
         loss_if_positive = -log_of(xp, z, margin, t)
