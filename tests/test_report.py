@@ -82,6 +82,7 @@ def test_terminal(report: Report) -> None:
     tables.print_report(report, Console(file=text, width=140))
     shown = text.getvalue()
     assert "1 ms 8× (1.5 ulp)" in shown
+    assert "dtype: float32" in shown
     assert "no device" in shown
     assert "agree with the float64 oracle" in shown
     failed = Report(
@@ -96,7 +97,7 @@ def test_terminal(report: Report) -> None:
 def test_markdown_and_its_picture(report: Report) -> None:
     text = tables.markdown(report, "report.svg")
     assert "![Speed-up over the standard definition on NumPy](report.svg)" in text
-    assert "| sigmoid float32 | 1 ms 8× (1.5 ulp) | 2 ms 4× (1.5 ulp) | no device |" in text
+    assert "| sigmoid | 1 ms 8× (1.5 ulp) | 2 ms 4× (1.5 ulp) | no device |" in text
     picture = charts.svg(report)
     assert picture.startswith("<svg")
     assert "mean_iou" in picture

@@ -25,10 +25,12 @@ def grid(report: Report, input_name: str) -> tuple[list[str], list[list[str]]]:
     shown = [r for r in report.results if r.cell.way == "dispatched" and r.cell.input == input_name]
     columns = list(dict.fromkeys(place(result) for result in shown))
     operations = list(dict.fromkeys((result.cell.operation, result.cell.dtype) for result in shown))
+    one_dtype = len({dtype for _, dtype in operations}) == 1
     rows = []
     for operation, dtype in operations:
         by_place = {place(r): r for r in shown if (r.cell.operation, r.cell.dtype) == (operation, dtype)}
-        rows.append([f"{operation} {dtype}", *(_cell(by_place.get(column), baseline) for column in columns)])
+        name = operation if one_dtype else f"{operation} {dtype}"
+        rows.append([name, *(_cell(by_place.get(column), baseline) for column in columns)])
     return columns, rows
 
 
@@ -41,12 +43,13 @@ def print_report(report: Report, console: Console) -> None:
             title=f"{name}: median time, speed-up over the standard definition on NumPy, largest error",
             title_justify="left",
         )
-        table.add_column("operation")
+        table.add_column("operation", overflow="fold")
         for column in columns:
             table.add_column(column, justify="right")
         for row in rows:
             table.add_row(*row)
         console.print(table)
+        console.print(f"dtype: {', '.join(sorted({result.cell.dtype for result in measured(report)}))}")
     costs = overheads(report)
     if costs:
         table = Table(title="what a call costs on 4 elements", title_justify="left")
