@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from portable_ops.backend import Array
@@ -41,19 +42,28 @@ _CHUNK = 128
 def summed(xp: Namespace, x: Array, axis: Axis, *, keepdims: bool = False) -> Array:
     """The sum along `axis`, in stages where a library would add very many numbers one after the other.
 
-    NumPy adds in pairs along the last axis alone; along another, the rounding errors of a million float32 numbers add up to
-    a hundred units in the last place. Sums of sums of a hundred stay within two.
+    NumPy adds in pairs only where memory is contiguous; elsewhere the rounding errors of a million float32 numbers add up
+    to a hundred units in the last place. Sums of sums of a few hundred stay within two.
     """
     axes = () if axis == () else normalized_axes(axis, x)
-    long = [one for one in axes if x.shape[one] > _LONG] if x.ndim - 1 not in axes else []
-    if not long:
+    if math.prod([x.shape[one] for one in axes]) <= _LONG:  # a list, as torch.compile takes no generator here
         return xp.sum(x, axis=axes, keepdims=keepdims)
-    one = long[0]
-    before, after = x.shape[:one], x.shape[one + 1 :]
-    chunks = x.shape[one] // _CHUNK
-    index = (slice(None),) * one
-    whole = xp.reshape(x[(*index, slice(0, chunks * _CHUNK), ...)], (*before, chunks, _CHUNK, *after))
-    parts = [xp.sum(whole, axis=one + 1)]
-    if chunks * _CHUNK < x.shape[one]:
-        parts.append(xp.sum(x[(*index, slice(chunks * _CHUNK, None), ...)], axis=one, keepdims=True))
-    return summed(xp, xp.concat(parts, axis=one), axes, keepdims=keepdims)
+    for one in sorted(axes, reverse=True):
+        x = _summed_in_stages(xp, x, one)
+    return x if keepdims else xp.squeeze(x, axis=axes)
+
+
+def _summed_in_stages(xp: Namespace, x: Array, axis: int) -> Array:
+    """The sum along one axis, which stays with size one."""
+    # The last axis is added in pairs as a rule: there, a stage more would cost time for nothing.
+    most = _LONG if axis == x.ndim - 1 else 2 * _CHUNK
+    while x.shape[axis] > most:
+        before, size, after = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
+        chunks = size // _CHUNK
+        index = (slice(None),) * axis
+        whole = xp.reshape(x[(*index, slice(0, chunks * _CHUNK), ...)], (*before, chunks, _CHUNK, *after))
+        parts = [xp.sum(whole, axis=axis + 1)]
+        if chunks * _CHUNK < size:
+            parts.append(xp.sum(x[(*index, slice(chunks * _CHUNK, None), ...)], axis=axis, keepdims=True))
+        x = xp.concat(parts, axis=axis) if len(parts) > 1 else parts[0]
+    return xp.sum(x, axis=axis, keepdims=True)
