@@ -143,7 +143,26 @@ def scaled_dot_product_attention(
     >>> po.scaled_dot_product_attention(q, k, v, is_causal=True)[0, :, 0]
     array([1., 2.])
     """
-    q, dtype = working(xp, query)
+    q, k, v, mask, bias = arranged(xp, query, key, value, mask, bias, scale, enable_gqa)
+    # Zero times nan is nan: without a mask that is right, with one the weights that are zero must not pick it up.
+    shielded = (mask is not None or is_causal) and not (values_are_at_hand(v) and bool(xp.all(xp.isfinite(v))))
+    dropout = None if not dropout_p else Dropout(dropout_p, rng)
+    result = _attend(xp, q, k, v, mask, bias, is_causal, shielded, dropout, 0)
+    return like_query(xp, result, query, value)
+
+
+def arranged(
+    xp: Namespace,
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | None,
+    bias: Array | None,
+    scale: float | None,
+    enable_gqa: bool,
+) -> tuple[Array, Array, Array, Array | None, Array | None]:
+    """Arrays in the dtype to compute in, the query scaled, with an axis of their own for the queries that share a head."""
+    q, _ = working(xp, query)
     q = q * (1 / math.sqrt(max(query.shape[-1], 1)) if scale is None else scale)
     k, v = as_dtype(xp, key, q), as_dtype(xp, value, q)
     bias = None if bias is None else as_dtype(xp, bias, q)
@@ -152,20 +171,25 @@ def scaled_dot_product_attention(
         q = xp.reshape(q, (*q.shape[:-3], *groups, *q.shape[-2:]))
         k, v = xp.expand_dims(k, axis=-3), xp.expand_dims(v, axis=-3)
         mask, bias = (_grouped(xp, array, groups) for array in (mask, bias))
-    # Zero times nan is nan: without a mask that is right, with one the weights that are zero must not pick it up.
-    shielded = (mask is not None or is_causal) and not (values_are_at_hand(v) and bool(xp.all(xp.isfinite(v))))
-    dropout = None if not dropout_p else _Dropout(dropout_p, rng)
-    result = _attend(xp, q, k, v, mask, bias, is_causal, shielded, dropout, 0)
+    return q, k, v, mask, bias
+
+
+def like_query(xp: Namespace, result: Array, query: Array, value: Array) -> Array:
+    """What was computed on arranged arrays, in the shape and dtype to return."""
+    _, dtype = working(xp, query)
     return returned(xp, xp.reshape(result, (*query.shape[:-1], value.shape[-1])), dtype)
 
 
-class _Dropout:
+class Dropout:
+    """Sets weights to zero by chance; each call takes draws of its own."""
+
     def __init__(self, p: float, rng: Any) -> None:
         self.p = p
         self.rng = rng
         self.blocks = 0
 
     def __call__(self, xp: Namespace, weights: Array) -> Array:
+        """The weights that are left, made larger."""
         backend = backend_of(weights)
         if backend.uniform is None:
             raise ValueError(complaint("dropout_p", self.p, f"0.0, as {backend.name} has no random numbers"))
@@ -199,13 +223,13 @@ def _attend(
     bias: Array | None,
     is_causal: bool,
     shielded: bool,
-    dropout: _Dropout | None,
+    dropout: Dropout | None,
     row: int,
 ) -> Array:
     """Attention of queries whose first is number `row`, split along axis after axis until the weights are few."""
     elements = math.prod(q.shape[:-1]) * k.shape[-2]
     if elements <= BLOCK_ELEMENTS or all(size <= 1 for size in q.shape[:-1]):
-        return _attend_block(xp, q, k, v, mask, bias, is_causal, shielded, dropout, row)
+        return attend_block(xp, q, k, v, mask, bias, is_causal, shielded, dropout, row)
     axis = next(axis for axis in range(-q.ndim, -1) if q.shape[axis] > 1)
     size = q.shape[axis]
     step = max(1, size * BLOCK_ELEMENTS // elements)
@@ -225,7 +249,7 @@ def _attend(
     return xp.concat(pieces, axis=axis)
 
 
-def _attend_block(
+def attend_block(
     xp: Namespace,
     q: Array,
     k: Array,
@@ -234,9 +258,10 @@ def _attend_block(
     bias: Array | None,
     is_causal: bool,
     shielded: bool,
-    dropout: _Dropout | None,
-    row: int,
+    dropout: Dropout | None,
+    row: Any,
 ) -> Array:
+    """Attention of queries whose first is number `row`, all weights at once."""
     rows, columns = q.shape[-2], k.shape[-2]
     if columns == 0:
         return xp.zeros((*q.shape[:-1], v.shape[-1]), dtype=q.dtype, device=device_of(q))
@@ -245,7 +270,7 @@ def _attend_block(
         logits = logits + bias
     if is_causal:
         device = device_of(q)
-        earlier = xp.arange(row, row + rows, device=device)[:, None] >= xp.arange(columns, device=device)[None, :]
+        earlier = xp.arange(rows, device=device)[:, None] + row >= xp.arange(columns, device=device)[None, :]
         mask = earlier if mask is None else mask & earlier
     if mask is not None:
         logits = xp.where(mask, logits, -math.inf)

@@ -14,6 +14,7 @@ import importlib
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
@@ -82,6 +83,8 @@ class Backend:
         ``(array)``: the device of an array, or None where there is none yet (a tracer).
     to_device : callable
         ``(name)``: the library's device object for a name from `devices`.
+    allowing : callable
+        ``(dtype)``: a context in which the library holds numbers of a dtype that it otherwise does not (JAX, 64 bits).
     is_concrete : callable
         ``(array)``: False for tracers, fake and lazy arrays, whose values do not exist.
     on_host : callable
@@ -99,12 +102,19 @@ class Backend:
         ``(function)``: the gradient of a scalar function with respect to its first argument.
     lazy : bool
         Whether arrays are task graphs until computed.
+    compiles : bool
+        Whether every new shape is compiled, which takes much longer than the call.
     is_reference : bool
         Whether the library is there to check conformance: reports measure it and do not recommend it.
     register_container : callable or None
         ``(cls, flatten, unflatten)``: teach the library's transforms a class that holds arrays.
     dtypes : tuple of str
-        The floating dtypes it computes in.
+        The floating dtypes it computes in, where `allowing` them.
+    longest_sum : int
+        How many numbers the library may be given to add up: where it adds one after the other, rounding errors of more
+        would show, and longer sums are made of parts.
+    fence : callable
+        ``(array)``: the same values, which a compiler does not merge with what is computed from them. Sums of sums stay so.
     kernels : mapping
         Operation name to the kernels that may serve it, best first.
     """
@@ -120,6 +130,7 @@ class Backend:
     devices: Callable[[], Sequence[str]] = lambda: ("cpu",)
     device_of: Callable[[Array], Any] = lambda array: array.device
     to_device: Callable[[str], Any] = lambda name: name
+    allowing: Callable[[str], AbstractContextManager[Any]] = lambda dtype: nullcontext()
     is_concrete: Callable[[Array], bool] = lambda array: True
     on_host: Callable[[Array], bool] = lambda array: True
     synchronize: Callable[[Array], None] = lambda array: None
@@ -129,9 +140,12 @@ class Backend:
     jit: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
     grad: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
     lazy: bool = False
+    compiles: bool = False
     is_reference: bool = False
     register_container: Callable[..., None] | None = None
     dtypes: tuple[str, ...] = ("float32", "float64")
+    longest_sum: int = 512
+    fence: Callable[[Array], Array] = lambda array: array
     kernels: Mapping[str, tuple[Kernel, ...]] = field(default_factory=lambda: _NOTHING)
 
     def is_installed(self) -> bool:

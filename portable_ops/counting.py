@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -38,6 +39,7 @@ def count_pairs(
     histogram: Histogram,
 ) -> Array:
     """The confusion matrix, rows = target."""
+    require_countable(xp, pred, num_classes**2)
     p, t, valid = _countable(xp, pred, target, num_classes, ignore_index, validate)
     bins = num_classes**2
     counts = histogram(xp, xp.where(valid, t * num_classes + p, bins), bins)
@@ -54,6 +56,7 @@ def count_areas(
     histogram: Histogram,
 ) -> Areas:
     """Areas per class, in memory that grows with the classes and not with their square."""
+    require_countable(xp, pred, num_classes)
     p, t, valid = _countable(xp, pred, target, num_classes, ignore_index, validate)
     intersection, predicted, actual = (
         histogram(xp, xp.where(mask, labels, num_classes), num_classes)
@@ -67,16 +70,29 @@ def _countable(
 ) -> tuple[Array, Array, Array]:
     """Flat widened labels, and where both name a class and none is ignored; raises for others if that is asked for."""
     p, t = (xp.reshape(widened(xp, labels), (-1,)) for labels in (pred, target))
-    if xp.iinfo(p.dtype).bits < 64 and max(p.shape[0] or 0, num_classes**2) >= 2**31:
-        got = f"{p.shape[0]} elements and {num_classes} classes"
-        raise ValueError(
-            complaint("pred", got, "fewer than 2**31 elements and pairs of classes where there is no int64")
-        )
-    valid = in_range(p, num_classes) & in_range(t, num_classes)
-    ignored = ignored_labels(t, ignore_index)
-    if must_validate(validate, pred) and bool(xp.any(~valid if ignored is None else ~(valid | ignored))):
+    valid, ignored = _validity(p, t, num_classes, ignore_index)
+    if must_validate(validate, pred) and not bool(xp.all(valid if ignored is None else valid | ignored)):
         raise_for_labels(xp, pred, target, num_classes, ignore_index)
     return p, t, valid if ignored is None else valid & ~ignored
+
+
+def _validity(p: Array, t: Array, num_classes: int, ignore_index: int | None) -> tuple[Array, Array | None]:
+    """Where both widened labels name a class, and where the target is to be ignored."""
+    return in_range(p, num_classes) & in_range(t, num_classes), ignored_labels(t, ignore_index)
+
+
+def require_countable(xp: Namespace, labels: Array, codes: int) -> None:
+    """Raise ValueError if so many elements, or so many different codes, do not fit the dtype to count in."""
+    size = math.prod(labels.shape)
+    if max(size, codes) >= 2**31 and xp.iinfo(index_dtype(xp, labels)).bits < 64:
+        got = f"{size} elements of {codes} kinds"
+        raise ValueError(complaint("pred", got, "fewer than 2**31 of either where there is no int64"))
+
+
+def is_countable(xp: Namespace, pred: Array, target: Array, num_classes: int, ignore_index: int | None) -> Array:
+    """Whether every element is ignored or has labels that name classes."""
+    valid, ignored = _validity(widened(xp, pred), widened(xp, target), num_classes, ignore_index)
+    return xp.all(valid if ignored is None else valid | ignored)
 
 
 def raise_for_labels(xp: Namespace, pred: Array, target: Array, num_classes: int, ignore_index: int | None) -> None:

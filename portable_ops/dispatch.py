@@ -171,7 +171,7 @@ def _is_joined(
     for array in args[1:count]:
         if ROUTES.get(type(array)) is not route:
             return False
-        if not route.one_device and route.backend.device_of(array) != route.backend.device_of(args[0]):
+        if not route.one_device and _devices_apart(route, args[0], array):
             return False
     for name in keywords:
         array = kwargs.get(name)
@@ -179,9 +179,15 @@ def _is_joined(
             continue
         if ROUTES.get(type(array)) is not route:
             return False
-        if not route.one_device and route.backend.device_of(array) != route.backend.device_of(args[0]):
+        if not route.one_device and _devices_apart(route, args[0], array):
             return False
     return True
+
+
+def _devices_apart(route: Route, one: Array, other: Array) -> tuple[Any, Any] | None:
+    """The devices of two arrays if they differ; an array without a device, such as a tracer, is at home on any."""
+    here, there = route.backend.device_of(one), route.backend.device_of(other)
+    return None if here is None or there is None or here == there else (here, there)
 
 
 def _join(
@@ -213,12 +219,10 @@ def _join(
                 f"{name}: got a {other.backend.name} array beside a {route.backend.name} array in {first}; "
                 "expected arrays of one library (convert one of them explicitly)"
             )
-        elif not route.one_device:
-            here, there = route.backend.device_of(like), route.backend.device_of(given[name])
-            if here != there:
-                raise ValueError(
-                    f"{name}: got an array on device {there} beside one on {here} in {first}; expected one device"
-                )
+        elif not route.one_device and (apart := _devices_apart(route, like, given[name])):
+            raise ValueError(
+                f"{name}: got an array on device {apart[1]} beside one on {apart[0]} in {first}; expected one device"
+            )
     joined = tuple(given[name] for name in op.arrays[: len(args)]) + args[len(op.arrays) :]
     return route, joined, kwargs | {name: given[name] for name in op.keyword_arrays if name in given}
 

@@ -39,9 +39,14 @@ def widened(xp: Namespace, labels: Array) -> Array:
 
 
 def ignored_labels(wide: Array, ignore_index: int | None) -> Array | None:
-    """Where widened labels are to be ignored, None if none can be: no label equals an index out of its range."""
+    """Where widened labels, or the values of a mask, are to be ignored; None if none can be.
+
+    No label equals an index out of its range.
+    """
     if ignore_index is None or not _INT64_MIN <= ignore_index <= _INT64_MAX:
         return None
+    if kind_of(wide) in ("float", "half"):
+        return wide == float(ignore_index)
     if dtype_name(wide.dtype) == "int32" and not -(2**31) <= ignore_index < 2**31:
         return None
     return wide == ignore_index

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from portable_ops.backend import Array
+from portable_ops.backend import Array, Backend
 from portable_ops.checks import Axis, normalized_axes
-from portable_ops.routes import Namespace, default_dtype, kind_of
+from portable_ops.routes import Namespace, backend_of, default_dtype, kind_of
 
 
 def working(xp: Namespace, x: Array) -> tuple[Array, Any]:
@@ -35,10 +35,6 @@ def as_dtype(xp: Namespace, x: Array, like: Array) -> Array:
     return returned(xp, x, like.dtype)
 
 
-_LONG = 512
-_CHUNK = 128
-
-
 def summed(xp: Namespace, x: Array, axis: Axis, *, keepdims: bool = False) -> Array:
     """The sum along `axis`, in stages where a library would add very many numbers one after the other.
 
@@ -46,24 +42,30 @@ def summed(xp: Namespace, x: Array, axis: Axis, *, keepdims: bool = False) -> Ar
     to a hundred units in the last place. Sums of sums of a few hundred stay within two.
     """
     axes = () if axis == () else normalized_axes(axis, x)
-    if math.prod([x.shape[one] for one in axes]) <= _LONG:  # a list, as torch.compile takes no generator here
+    backend = backend_of(x)
+    if (
+        math.prod([x.shape[one] for one in axes]) <= backend.longest_sum
+    ):  # a list: torch.compile takes no generator here
         return xp.sum(x, axis=axes, keepdims=keepdims)
-    for one in sorted(axes, reverse=True):
-        x = _summed_in_stages(xp, x, one)
+    for number, one in enumerate(sorted(axes, reverse=True)):
+        x = _summed_in_stages(xp, x if number == 0 else backend.fence(x), one, backend)
     return x if keepdims else xp.squeeze(x, axis=axes)
 
 
-def _summed_in_stages(xp: Namespace, x: Array, axis: int) -> Array:
+def _summed_in_stages(xp: Namespace, x: Array, axis: int, backend: Backend) -> Array:
     """The sum along one axis, which stays with size one."""
     # The last axis is added in pairs as a rule: there, a stage more would cost time for nothing.
-    most = _LONG if axis == x.ndim - 1 else 2 * _CHUNK
+    most = backend.longest_sum if axis == x.ndim - 1 else backend.longest_sum // 2
+    length = backend.longest_sum // 4
     while x.shape[axis] > most:
         before, size, after = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
-        chunks = size // _CHUNK
+        parts = size // length
+        end = parts * length
         index = (slice(None),) * axis
-        whole = xp.reshape(x[(*index, slice(0, chunks * _CHUNK), ...)], (*before, chunks, _CHUNK, *after))
-        parts = [xp.sum(whole, axis=axis + 1)]
-        if chunks * _CHUNK < size:
-            parts.append(xp.sum(x[(*index, slice(chunks * _CHUNK, None), ...)], axis=axis, keepdims=True))
-        x = xp.concat(parts, axis=axis) if len(parts) > 1 else parts[0]
+        whole = xp.reshape(x[(*index, slice(0, end), ...)], (*before, parts, length, *after))
+        sums = xp.sum(whole, axis=axis + 1)
+        if end < size:
+            rest = xp.sum(x[(*index, slice(end, None), ...)], axis=axis, keepdims=True)
+            sums = xp.concat([sums, rest], axis=axis)
+        x = sums if axis == x.ndim - 1 else backend.fence(sums)
     return xp.sum(x, axis=axis, keepdims=True)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 
 from portable_ops.backend import Array
+from portable_ops.precision import summed
 from portable_ops.routes import Namespace
 
 
 def log_of(xp: Namespace, p: Array, eps: float, factor: Array | None = None) -> Array:
-    """``log(p + eps)``, and 0 where the factor that it will be multiplied with is 0: 0 log 0 = 0."""
-    shifted = p + eps
-    return xp.log(shifted) if factor is None else xp.log(xp.where(factor == 0, 1.0, shifted))
+    """``log(p + eps)``, and a finite number where the factor that it will be multiplied with is 0: 0 log 0 = 0."""
+    # Chosen before eps is added: XLA makes (1 + eps) - z of (1 - z) + eps, which has lost most of eps in float32.
+    return xp.log((p if factor is None else xp.where(factor == 0, 1.0, p)) + eps)
 
 
 def product(xp: Namespace, factor: Array, log: Array) -> Array:
@@ -24,10 +25,10 @@ def reduced(xp: Namespace, loss: Array, weights: Array | None, reduction: str) -
     """The loss as asked for; its mean divides by the sum of the weights, or by the number of elements."""
     if reduction == "none":
         return loss
-    total = xp.sum(loss)
+    total = summed(xp, loss, None)
     if reduction == "sum":
         return total
-    count = math.prod(loss.shape) if weights is None else xp.sum(weights)
+    count = math.prod(loss.shape) if weights is None else summed(xp, weights, None)
     if isinstance(count, int):
         return total / count if count else total + math.nan
     nothing = count == 0

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 
 import hypothesis
 import pytest
-from matrix import STRICTEST, Target, strictest, targets
+from matrix import Target, targets
 
 hypothesis.settings.register_profile("matrix", deadline=None, max_examples=25, derandomize=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "matrix"))
@@ -23,12 +23,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "browser: opens the report's page in a real browser")
+    config.addinivalue_line("markers", "many_shapes: calls with so many shapes that compiling each takes long")
     config.addinivalue_line("markers", "of_backend(name): depends on this backend although it takes no target")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "target" in metafunc.fixturenames:
-        metafunc.parametrize("target", list(targets()), indirect=True, scope="session")
+        many_shapes = metafunc.definition.get_closest_marker("many_shapes") is not None
+        metafunc.parametrize("target", list(targets(many_shapes=many_shapes)), indirect=True, scope="session")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -54,9 +56,9 @@ def target(request: pytest.FixtureRequest) -> Target:
 
 
 @pytest.fixture(autouse=True)
-def _strictest(request: pytest.FixtureRequest) -> Iterator[None]:
-    """array-api-strict with everything optional switched off, for the target that is named so."""
+def _surroundings(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a target needs around it: a dtype allowed, or array-api-strict with everything optional switched off."""
     chosen = getattr(request.node, "callspec", None)
     target = chosen.params.get("target") if chosen else None
-    with strictest() if target is not None and target.device_name == STRICTEST else nullcontext():
+    with target.surroundings() if target is not None else nullcontext():
         yield

@@ -48,6 +48,12 @@ class Target:
     def on_host(self) -> bool:
         return self.device_name in ("cpu", "CPU_DEVICE", STRICTEST)
 
+    @contextmanager
+    def surroundings(self) -> Iterator[None]:
+        """The context in which tests of the target run."""
+        with strictest() if self.device_name == STRICTEST else self.backend.allowing(self.dtype):
+            yield
+
     def array(self, values: Any, dtype: str | None = None) -> Any:
         """An array of the target's; floats in its dtype unless another is named."""
         values = np.asarray(values)
@@ -64,7 +70,14 @@ class Target:
         return self.backend.to_numpy(array)
 
     def supports(self, dtype: str) -> bool:
-        return hasattr(self.xp, dtype) and not (self.device_name == "no_x64" and "64" in dtype)
+        if not hasattr(self.xp, dtype) or (self.device_name == "no_x64" and "64" in dtype):
+            return False
+        return dtype_name(self.array(np.zeros(1), dtype).dtype) == dtype
+
+    @property
+    def count_dtype(self) -> str:
+        """int64 wherever counts can be: JAX has it with x64 alone."""
+        return "int64" if self.supports("int64") else "int32"
 
     def __str__(self) -> str:
         name = f"{self.name}:readonly" if self.readonly else self.name
@@ -80,7 +93,8 @@ def require_counts(target: Target) -> None:
         pytest.skip("array-api-strict's searchsorted and count_nonzero make int64 on a device that has none")
 
 
-def targets() -> Iterator[Any]:
+def targets(*, many_shapes: bool = False) -> Iterator[Any]:
+    """All targets; for a test of many shapes one dtype of the backends that compile each anew, as others take minutes."""
     for name, backend in sorted(registered_backends().items()):
         if not backend.is_installed():
             reason = f"{backend.library} is not installed"
@@ -94,7 +108,7 @@ def targets() -> Iterator[Any]:
                 marks = pytest.mark.skip(reason=f"no {device} on this machine")
                 yield pytest.param(Target(name, device, "float32"), marks=marks, id=f"{name}-{device}-float32")
         for device in devices:
-            for dtype in backend.dtypes:
+            for dtype in ("float32",) if many_shapes and backend.compiles else backend.dtypes:
                 if not (device.startswith("no_") and dtype == "float64"):
                     target = Target(name, device, dtype)
                     yield pytest.param(target, id=str(target))

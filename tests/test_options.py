@@ -219,6 +219,7 @@ def test_broadcast_label_maps(target: Target) -> None:
 SHAPES = ((7,), (5, 7), (1, 7), (5, 1), (), (6, 1, 1), (6, 5, 7), (2, 1, 5, 7), (2, 6, 1, 7), (1, 1, 1, 1))
 
 
+@pytest.mark.many_shapes
 @pytest.mark.parametrize("key_heads", [6, 2])
 @pytest.mark.parametrize("block", [None, 20], ids=["whole", "blocks"])
 def test_masks_and_biases_of_any_shape(

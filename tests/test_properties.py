@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -13,6 +14,8 @@ from portable_ops_bench.case import PRODUCTS
 import portable_ops as po
 import portable_ops.attention
 from portable_ops.routes import dtype_name
+
+pytestmark = pytest.mark.many_shapes
 
 logits = hnp.arrays(np.float64, hnp.array_shapes(min_dims=1, max_dims=3, max_side=7), elements=st.floats(-20, 20))
 seeds = st.integers(0, 2**32 - 1)

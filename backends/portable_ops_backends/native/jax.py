@@ -1,0 +1,238 @@
+"""JAX: the standard definitions compiled by XLA, counting with `jnp.bincount`, and attention as a scan over queries.
+
+`jax.nn` is not used: it computes attention in float32 even from float64, rounds half-precision softmax early, and adds up long
+rows one number after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as xp
+from jax import Array
+
+from portable_ops.attention import BLOCK_ELEMENTS, Dropout, arranged, attend_block, like_query
+from portable_ops.counting import Areas, count_areas, count_pairs, is_countable, raise_for_labels
+from portable_ops.dispatch import OPERATIONS
+from portable_ops.labels import ignored_labels, in_range, must_validate, require_in_range, widened
+from portable_ops.routes import values_are_at_hand
+from portable_ops.targets import class_axis_of, holds_indices
+from portable_ops_backends.jax import require_key
+
+_NUMBERS = frozenset({"smooth", "absent", "eps", "scale"})
+"""Options that may be traced like arrays. As constants they would make XLA compile anew for every value."""
+
+
+def _compiled(name: str) -> Callable[..., Any]:
+    """The definition of an operation, compiled once per shape, dtype and choice of options."""
+    operation = OPERATIONS[name]
+    options = [p.name for p in operation.signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
+    static = [option for option in options if option not in operation.keyword_arrays and option not in _NUMBERS]
+    compiled: Callable[..., Any] = jax.jit(partial(operation.definition, xp), static_argnames=static)
+    return compiled
+
+
+softmax = _compiled("softmax")
+log_softmax = _compiled("log_softmax")
+logsumexp = _compiled("logsumexp")
+sigmoid = _compiled("sigmoid")
+log_sigmoid = _compiled("log_sigmoid")
+binary_cross_entropy = _compiled("binary_cross_entropy")
+dice_coefficient = _compiled("dice_coefficient")
+_cross_entropy = _compiled("cross_entropy")
+
+
+def cross_entropy(
+    logits: Array,
+    target: Array,
+    /,
+    *,
+    class_axis: int | None = None,
+    weight: Array | None = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    from_logits: bool = True,
+    eps: float | None = None,
+) -> Array:
+    """See `portable_ops.cross_entropy`."""
+    axis = class_axis_of(class_axis, logits)
+    if holds_indices(logits, target, axis) and values_are_at_hand(target):
+        num_classes = logits.shape[axis]
+        if _has_misfit(target, num_classes, ignore_index):
+            ignored = ignored_labels(widened(xp, target), ignore_index)
+            require_in_range(xp, "target", target, num_classes, None if ignored is None else ~ignored)
+    return _cross_entropy(
+        logits,
+        target,
+        class_axis=class_axis,
+        weight=weight,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        reduction=reduction,
+        from_logits=from_logits,
+        eps=eps,
+    )
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def _has_misfit(target: Array, num_classes: int, ignore_index: int | None) -> Array:
+    wide = widened(xp, target)
+    ignored = ignored_labels(wide, ignore_index)
+    fits = in_range(wide, num_classes)
+    return ~xp.all(fits if ignored is None else fits | ignored)
+
+
+def confusion_matrix(
+    pred: Array,
+    target: Array,
+    /,
+    num_classes: int,
+    *,
+    ignore_index: int | None = None,
+    validate: bool | None = None,
+) -> Array:
+    """See `portable_ops.confusion_matrix`."""
+    _require_labels(pred, target, num_classes, ignore_index, validate)
+    return _pairs(pred, target, num_classes, ignore_index)
+
+
+def intersection_and_union(
+    pred: Array,
+    target: Array,
+    /,
+    num_classes: int,
+    *,
+    ignore_index: int | None = None,
+    validate: bool | None = None,
+) -> Areas:
+    """See `portable_ops.intersection_and_union`."""
+    _require_labels(pred, target, num_classes, ignore_index, validate)
+    return _areas(pred, target, num_classes, ignore_index)
+
+
+def _require_labels(
+    pred: Array, target: Array, num_classes: int, ignore_index: int | None, validate: bool | None
+) -> None:
+    if not must_validate(validate, pred) or not values_are_at_hand(target):
+        return
+    if not _all_countable(pred, target, num_classes, ignore_index):
+        raise_for_labels(xp, pred, target, num_classes, ignore_index)
+
+
+def _histogram(namespace: Any, codes: Array, bins: int) -> Array:
+    """With a length, so that the shape does not depend on values. Codes are not negative: JAX would count them as 0."""
+    return xp.bincount(codes, length=bins + 1)[:bins].astype(codes.dtype)
+
+
+_counting = partial(jax.jit, static_argnums=(2, 3))
+
+
+@_counting
+def _all_countable(pred: Array, target: Array, num_classes: int, ignore_index: int | None) -> Array:
+    return is_countable(xp, pred, target, num_classes, ignore_index)
+
+
+@_counting
+def _pairs(pred: Array, target: Array, num_classes: int, ignore_index: int | None) -> Array:
+    return count_pairs(xp, pred, target, num_classes, ignore_index, False, _histogram)
+
+
+@_counting
+def _areas(pred: Array, target: Array, num_classes: int, ignore_index: int | None) -> Areas:
+    return count_areas(xp, pred, target, num_classes, ignore_index, False, _histogram)
+
+
+def scaled_dot_product_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    /,
+    *,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    rng: Array | None = None,
+    enable_gqa: bool = False,
+) -> Array:
+    """See `portable_ops.scaled_dot_product_attention`."""
+    if dropout_p:
+        require_key(rng)
+    return _scanned(query, key, value, mask, bias, scale, rng, is_causal, dropout_p, enable_gqa)
+
+
+_FEWEST_ROWS = 32
+
+
+@partial(jax.jit, static_argnums=(7, 8, 9))
+def _scanned(
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | None,
+    bias: Array | None,
+    scale: float | None,
+    rng: Array | None,
+    is_causal: bool,
+    dropout_p: float,
+    enable_gqa: bool,
+) -> Array:
+    """Blocks of queries one after the other, each with all keys, so that a row's softmax is computed as it is written.
+
+    A Python loop would be unrolled, and XLA would hold the weights of many blocks at once. The backward pass computes the
+    weights of each block again instead of keeping them.
+    """
+    q, k, v, mask, bias = arranged(xp, query, key, value, mask, bias, scale, enable_gqa)
+    rows, columns = q.shape[-2], k.shape[-2]
+    lead = q[..., 0, 0].size
+    step = min(rows, max(_FEWEST_ROWS, BLOCK_ELEMENTS // (lead * columns)))
+    masked = mask is not None or is_causal
+    all_finite = xp.all(xp.isfinite(v))
+
+    def attend(q: Array, mask: Array | None, bias: Array | None, row: Any, number: Any) -> Array:
+        dropout = Dropout(dropout_p, jax.random.fold_in(rng, number)) if dropout_p and rng is not None else None
+
+        def block(shielded: bool) -> Array:
+            return attend_block(xp, q, k, v, mask, bias, is_causal, shielded, dropout, row)
+
+        # Values that are not finite, which a mask must keep out, take more work: it is done where there are any.
+        return jax.lax.cond(all_finite, lambda: block(False), lambda: block(True)) if masked else block(False)
+
+    blocks = rows // step
+    whole = blocks * step
+    parts = [_rows_in_blocks(array, rows, blocks, step) for array in (q, mask, bias)]
+    fixed = [array if part is None else None for array, part in zip((q, mask, bias), parts, strict=True)]
+
+    @jax.checkpoint
+    def body(number: Array, block: list[Array | None]) -> tuple[Array, Array]:
+        q, m, b = (one if one is not None else other for one, other in zip(block, fixed, strict=True))
+        assert q is not None
+        return number + 1, attend(q, m, b, number * step, number)
+
+    _, result = jax.lax.scan(body, xp.asarray(0), parts)
+    result = xp.reshape(xp.moveaxis(result, 0, -3), (*q.shape[:-2], whole, v.shape[-1]))
+    if whole < rows:
+        m, b = (
+            array if array is None or not _has_rows(array, rows) else array[..., whole:, :] for array in (mask, bias)
+        )
+        rest = jax.checkpoint(attend)(q[..., whole:, :], m, b, whole, blocks)
+        result = xp.concat([result, rest], axis=-2)
+    return like_query(xp, result, query, value)
+
+
+def _has_rows(array: Array, rows: int) -> bool:
+    """Whether an array has an axis of queries along which it is not broadcast."""
+    return array.ndim > 1 and array.shape[-2] == rows
+
+
+def _rows_in_blocks(array: Array | None, rows: int, blocks: int, step: int) -> Array | None:
+    """The rows in blocks along a new first axis; None where the array is the same for all."""
+    if array is None or not _has_rows(array, rows):
+        return None
+    split = xp.reshape(array[..., : blocks * step, :], (*array.shape[:-2], blocks, step, array.shape[-1]))
+    return xp.moveaxis(split, -3, 0)
