@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from portable_ops.backend import Array
@@ -195,8 +196,14 @@ class Dropout:
             raise ValueError(complaint("dropout_p", self.p, f"0.0, as {backend.name} has no random numbers"))
         rng = self.rng if backend.split is None else backend.split(self.rng, self.blocks)
         self.blocks += 1
-        draws = backend.uniform(rng, tuple(weights.shape), weights.dtype, device_of(weights))
-        return xp.where(draws < self.p, 0.0, weights / (1 - self.p))
+        return dropped(
+            xp, weights, backend.uniform(rng, tuple(weights.shape), weights.dtype, device_of(weights)), self.p
+        )
+
+
+def dropped(xp: Namespace, weights: Array, draws: Array, p: float) -> Array:
+    """Weights set to zero where draws from [0, 1) are below `p`, the others made larger."""
+    return xp.where(draws < p, 0.0, weights / (1 - p))
 
 
 def _grouped(xp: Namespace, array: Array | None, groups: tuple[int, int]) -> Array | None:
@@ -207,11 +214,11 @@ def _grouped(xp: Namespace, array: Array | None, groups: tuple[int, int]) -> Arr
     return xp.reshape(array, (*array.shape[:-3], *split, *array.shape[-2:]))
 
 
-def _part(array: Array | None, axis: int, part: slice) -> Array | None:
+def part(array: Array | None, axis: int, chosen: slice) -> Array | None:
     """A part of an array along an axis, counted from the last, along which it may be broadcast."""
     if array is None or array.ndim < -axis or array.shape[axis] == 1:
         return array
-    return array[(..., part, *(slice(None),) * (-axis - 1))]
+    return array[(..., chosen, *(slice(None),) * (-axis - 1))]
 
 
 def _attend(
@@ -235,17 +242,17 @@ def _attend(
     step = max(1, size * BLOCK_ELEMENTS // elements)
     pieces = []
     for start in range(0, size, step):
-        part = slice(start, min(start + step, size))
-        keys, values, m, b = k, v, _part(mask, axis, part), _part(bias, axis, part)
+        rows = slice(start, min(start + step, size))
+        keys, values, m, b = k, v, part(mask, axis, rows), part(bias, axis, rows)
         first = row
         if axis < -2:
-            keys, values = _part(k, axis, part), _part(v, axis, part)
+            keys, values = part(k, axis, rows), part(v, axis, rows)
         else:
             first = row + start
             if is_causal:
-                reach = slice(0, min(row + part.stop, k.shape[-2]))
-                keys, values, m, b = k[..., reach, :], v[..., reach, :], _part(m, -1, reach), _part(b, -1, reach)
-        pieces.append(_attend(xp, _part(q, axis, part), keys, values, m, b, is_causal, shielded, dropout, first))
+                reach = slice(0, min(row + rows.stop, k.shape[-2]))
+                keys, values, m, b = k[..., reach, :], v[..., reach, :], part(m, -1, reach), part(b, -1, reach)
+        pieces.append(_attend(xp, part(q, axis, rows), keys, values, m, b, is_causal, shielded, dropout, first))
     return xp.concat(pieces, axis=axis)
 
 
@@ -262,9 +269,29 @@ def attend_block(
     row: Any,
 ) -> Array:
     """Attention of queries whose first is number `row`, all weights at once."""
-    rows, columns = q.shape[-2], k.shape[-2]
-    if columns == 0:
+    if k.shape[-2] == 0:
         return xp.zeros((*q.shape[:-1], v.shape[-1]), dtype=q.dtype, device=device_of(q))
+    _, total, weighted = weighted_values(xp, q, k, v, mask, bias, is_causal, shielded, dropout, row)
+    return weighted / xp.where(total == 0, 1.0, total)
+
+
+def weighted_values(
+    xp: Namespace,
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Array | None,
+    bias: Array | None,
+    is_causal: bool,
+    shielded: bool,
+    dropout: Callable[[Namespace, Array], Array] | None,
+    row: Any,
+) -> tuple[Array, Array, Array]:
+    """The maximum of each row of logits, the sum of the exponentials below it, and the values weighted with these.
+
+    Those of several blocks of keys can be merged.
+    """
+    rows, columns = q.shape[-2], k.shape[-2]
     logits = xp.matmul(q, xp.matrix_transpose(k))
     if bias is not None:
         logits = logits + bias
@@ -277,13 +304,12 @@ def attend_block(
     peak = xp.max(logits, axis=-1, keepdims=True)
     weights = xp.exp(logits - xp.where(peak == -math.inf, 0.0, peak))
     total = xp.sum(weights, axis=-1, keepdims=True)
-    total = xp.where(total == 0, 1.0, total)
     if dropout is not None:
         weights = dropout(xp, weights)
     if not shielded or mask is None:
-        return xp.matmul(weights, v) / total
-    finite = xp.matmul(weights, xp.where(xp.isfinite(v), v, 0.0)) / total
-    return finite + _attended_nonfinite(xp, mask, v, (*q.shape[:-1], columns))
+        return peak, total, xp.matmul(weights, v)
+    finite = xp.matmul(weights, xp.where(xp.isfinite(v), v, 0.0))
+    return peak, total, finite + _attended_nonfinite(xp, mask, v, (*q.shape[:-1], columns))
 
 
 def _attended_nonfinite(xp: Namespace, mask: Array, v: Array, shape: tuple[int, ...]) -> Array:

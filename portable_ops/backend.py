@@ -90,7 +90,7 @@ class Backend:
     on_host : callable
         ``(array)``: whether the values lie in memory that the CPU reads without a transfer.
     synchronize : callable
-        ``(array)``: return once the array's values are there. Timers call it.
+        ``(*arrays)``: return once the arrays' values are there, which computes lazy ones. Timers call it.
     rng, uniform : callable
         ``rng(seed, device=None)`` makes a generator; ``uniform(rng, shape, dtype, device)`` draws from [0, 1), `dtype`
         being the library's own.
@@ -104,6 +104,8 @@ class Backend:
         Whether arrays are task graphs until computed.
     compiles : bool
         Whether every new shape is compiled, which takes much longer than the call.
+    deferred : callable or None
+        ``(function, arrays, shape, dtype)``: a lazy array of what the function will make of the arrays once computed.
     is_reference : bool
         Whether the library is there to check conformance: reports measure it and do not recommend it.
     register_container : callable or None
@@ -133,7 +135,7 @@ class Backend:
     allowing: Callable[[str], AbstractContextManager[Any]] = lambda dtype: nullcontext()
     is_concrete: Callable[[Array], bool] = lambda array: True
     on_host: Callable[[Array], bool] = lambda array: True
-    synchronize: Callable[[Array], None] = lambda array: None
+    synchronize: Callable[..., None] = lambda *arrays: None
     rng: Callable[..., Any] | None = None
     uniform: Callable[..., Array] | None = None
     split: Callable[[Any, int], Any] | None = None
@@ -141,6 +143,7 @@ class Backend:
     grad: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
     lazy: bool = False
     compiles: bool = False
+    deferred: Callable[..., Array] | None = None
     is_reference: bool = False
     register_container: Callable[..., None] | None = None
     dtypes: tuple[str, ...] = ("float32", "float64")

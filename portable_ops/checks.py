@@ -46,9 +46,28 @@ def require_bool(argument: str, array: Array) -> None:
         raise TypeError(complaint(argument, f"dtype {array.dtype}", "dtype bool (True = take part)"))
 
 
+def has_unknown_sizes(array: Array) -> bool:
+    """Whether an axis has a size that only a computation would tell: nan or None, as the standard has it."""
+    return any(size is None or size != size for size in array.shape)
+
+
+def require_known_sizes(argument: str, array: Array) -> None:
+    """Raise ValueError for an array with sizes that are not known yet."""
+    if has_unknown_sizes(array):
+        raise ValueError(
+            complaint(
+                argument,
+                f"shape {tuple(array.shape)}, with unknown sizes",
+                "known sizes (Dask finds them by compute_chunk_sizes)",
+            )
+        )
+
+
 def require_same_shape(argument: str, array: Array, other: str, like: Array) -> None:
     """Raise ValueError unless two arrays have one shape."""
     if tuple(array.shape) != tuple(like.shape):
+        require_known_sizes(argument, array)
+        require_known_sizes(other, like)
         raise ValueError(
             complaint(argument, f"shape {tuple(array.shape)}", f"the shape of {other}, {tuple(like.shape)}")
         )

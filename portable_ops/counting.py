@@ -10,6 +10,7 @@ from portable_ops.backend import Array
 from portable_ops.checks import complaint
 from portable_ops.labels import ignored_labels, in_range, index_dtype, must_validate, require_in_range, widened
 from portable_ops.routes import Namespace, device_of
+from portable_ops.standard import steps
 
 Histogram = Callable[[Namespace, Array, int], Array]
 """``(xp, codes, bins)``: counts of the codes 0 ... bins - 1; the code `bins` is left out."""
@@ -26,7 +27,7 @@ class Areas(NamedTuple):
 def sorted_histogram(xp: Namespace, codes: Array, bins: int) -> Array:
     """A histogram in the standard's own words, which has no bincount: sort, then find where each code begins."""
     edges = xp.arange(bins + 1, dtype=codes.dtype, device=device_of(codes))
-    return xp.astype(xp.diff(xp.searchsorted(xp.sort(codes), edges)), index_dtype(xp, codes))
+    return xp.astype(steps(xp, xp.searchsorted(xp.sort(codes), edges)), index_dtype(xp, codes))
 
 
 def count_pairs(

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from portable_ops.backend import Array
-from portable_ops.checks import complaint, require_choice
+from portable_ops.checks import complaint
 from portable_ops.routes import (
     Namespace,
     backend_of,
@@ -16,6 +16,7 @@ from portable_ops.routes import (
     kind_of,
     values_are_at_hand,
 )
+from portable_ops.standard import count_true
 
 _INT64_MIN = -(2**63)
 _INT64_MAX = 2**63 - 1
@@ -63,9 +64,8 @@ def must_validate(validate: bool | None, labels: Array) -> bool:
     Raises
     ------
     ValueError
-        `validate` is True in a traced or lazy call, or no bool.
+        `validate` is True in a traced or lazy call.
     """
-    require_choice("validate", validate, (None, True, False))
     if validate and not backend_of(labels).is_concrete(labels):
         wanted = "None or False, as a traced or lazy call has no values to look at"
         raise ValueError(complaint("validate", True, wanted))
@@ -83,7 +83,7 @@ def require_in_range(
     bad = ~in_range(wide, num_classes)
     if counted is not None:
         bad = bad & counted
-    count = int(xp.count_nonzero(bad))
+    count = int(count_true(xp, bad))
     if count:
         label = int(xp.max(xp.where(bad, wide, xp.iinfo(wide.dtype).min)))
         raise ValueError(

@@ -25,6 +25,7 @@ from portable_ops.precision import as_dtype, returned, summed, working
 from portable_ops.reduction import log_of, product, reduced
 from portable_ops.routes import Namespace, values_are_at_hand
 from portable_ops.segmentation import dice_coefficient, require_number_or_nan
+from portable_ops.standard import picked_along
 from portable_ops.targets import along, class_axis_of, holds_indices, require_class_weight, require_mask_ignorable
 
 DEFAULT_EPS = 1e-7
@@ -160,7 +161,7 @@ def cross_entropy(
     if from_logits and 0 not in z.shape:
         # Shifted first: far from zero, the difference of two logits is exact, that of logsumexp and a logit is not.
         z = z - shift_of(xp, z, axis)
-    picked = xp.squeeze(xp.take_along_axis(z, xp.expand_dims(index, axis=axis), axis=axis), axis=axis)
+    picked = picked_along(xp, z, index, axis)
     if from_logits:
         normalizer = xp.log(summed(xp, xp.exp(z), axis))
         loss = normalizer - picked

@@ -135,7 +135,7 @@ class MultiHeadAttention:
         fan_in = 1
         for name, shape in self.parameter_shapes().items():
             fan_in = shape[1] if len(shape) == 2 else fan_in
-            draws = chosen.uniform(generator, shape, getattr(xp, dtype), place)
+            draws = chosen.uniform(generator, shape, getattr(xp, dtype, dtype), place)
             parameters[name] = (2 * draws - 1) / math.sqrt(fan_in)
         return replace(self, parameters=parameters)
 

@@ -28,7 +28,11 @@ def reduced(xp: Namespace, loss: Array, weights: Array | None, reduction: str) -
     total = summed(xp, loss, None)
     if reduction == "sum":
         return total
-    count = math.prod(loss.shape) if weights is None else summed(xp, weights, None)
+    return mean_of_sums(xp, total, math.prod(loss.shape) if weights is None else summed(xp, weights, None))
+
+
+def mean_of_sums(xp: Namespace, total: Array, count: Array | int) -> Array:
+    """The mean, nan if there is nothing."""
     if isinstance(count, int):
         return total / count if count else total + math.nan
     nothing = count == 0

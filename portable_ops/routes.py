@@ -185,7 +185,9 @@ def _other_kind(xp: Namespace, dtype: Any) -> str:
 
 
 def _require_route(array: Array) -> Route:
-    route = _find_route(type(array)) or route_of(array)
+    # NumPy's own functions make scalars of 0-d arrays.
+    scalar = isinstance(array, np.generic)
+    route = route_of_backend(registered_backends()["numpy"]) if scalar else _find_route(type(array)) or route_of(array)
     if route is None:
         raise TypeError(f"got {describe(array)}; expected an array")
     return route

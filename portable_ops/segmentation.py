@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from numbers import Real
 from typing import Any
 
@@ -11,6 +13,7 @@ from portable_ops.checks import (
     Axis,
     complaint,
     normalized_axes,
+    require_choice,
     require_flag,
     require_integer,
     require_labels,
@@ -20,9 +23,9 @@ from portable_ops.checks import (
 )
 from portable_ops.counting import Areas, count_areas, count_pairs, sorted_histogram
 from portable_ops.dispatch import composed, operation
-from portable_ops.labels import must_validate
 from portable_ops.precision import as_dtype, returned, summed, working
 from portable_ops.routes import Namespace, default_dtype, device_of, route_of
+from portable_ops.standard import count_true
 
 
 def _check_dice(
@@ -101,12 +104,20 @@ def dice_coefficient(
     array([0.667, 1.   ])
     """
     p, dtype = working(xp, pred)
-    t = as_dtype(xp, target, p)
-    overlap = summed(xp, p * t, axis)
-    total = summed(xp, p, axis) + summed(xp, t, axis)
+    return returned(xp, dice_of_sums(xp, *dice_sums(xp, p, as_dtype(xp, target, p), axis), smooth, absent), dtype)
+
+
+def dice_sums(xp: Namespace, p: Array, t: Array, axis: Axis, *, keepdims: bool = False) -> tuple[Array, Array]:
+    """The overlap of two masks, and the sum of both."""
+    overlap = summed(xp, p * t, axis, keepdims=keepdims)
+    return overlap, summed(xp, p, axis, keepdims=keepdims) + summed(xp, t, axis, keepdims=keepdims)
+
+
+def dice_of_sums(xp: Namespace, overlap: Array, total: Array, smooth: float, absent: float) -> Array:
+    """The Dice coefficient of what `dice_sums` returns."""
     empty = total == 0
     score = (2 * overlap + smooth) / (xp.where(empty, 1.0, total) + smooth)
-    return returned(xp, xp.where(empty, absent, score), dtype)
+    return xp.where(empty, absent, score)
 
 
 def _check_counts(
@@ -125,8 +136,7 @@ def _check_counts(
     require_integer("num_classes", num_classes, minimum=1)
     if ignore_index is not None:
         require_integer("ignore_index", ignore_index)
-    if validate is not None:
-        must_validate(validate, pred)
+    require_choice("validate", validate, (None, True, False))
 
 
 @operation(_check_counts)
@@ -240,6 +250,16 @@ def _divided(intersection: Array, union: Array, absent: float) -> Array:
     return xp.where(empty, absent, xp.astype(intersection, dtype) / xp.astype(xp.where(empty, 1, union), dtype))
 
 
+def _of_areas(function: Callable[[Array, Array], Array], areas: Areas, shape: tuple[int, ...]) -> Array:
+    """The function of intersection and union, later where these are computed later."""
+    arrays = (areas.intersection, areas.union)
+    route = route_of(areas.union)
+    assert route is not None
+    if route.backend.deferred is None:
+        return function(*arrays)
+    return route.backend.deferred(function, arrays, shape, default_dtype(route.xp, areas.union, "real floating"))
+
+
 @composed(intersection_and_union)
 def class_iou(
     pred: Array,
@@ -287,7 +307,7 @@ def class_iou(
     """
     require_number_or_nan("absent", absent)
     areas = intersection_and_union(pred, target, num_classes, ignore_index=ignore_index, validate=validate)
-    return _divided(areas.intersection, areas.union, float(absent))
+    return _of_areas(partial(_divided, absent=float(absent)), areas, (num_classes,))
 
 
 @composed(intersection_and_union)
@@ -353,19 +373,19 @@ def mean_iou(
     else:
         require_number_or_nan("absent", absent)
     areas = intersection_and_union(pred, target, num_classes, ignore_index=ignore_index, validate=validate)
-    first = 0 if include_background else 1
     rule = absent if isinstance(absent, str) else float(absent)
-    return mean_of_areas(areas.intersection[first:], areas.union[first:], rule)
+    return _of_areas(partial(mean_of_areas, first=0 if include_background else 1, absent=rule), areas, ())
 
 
-def mean_of_areas(intersection: Array, union: Array, absent: Any) -> Array:
-    """Mean of intersection over union; `absent` is ``"skip"`` or the value of a class without a union."""
+def mean_of_areas(intersection: Array, union: Array, first: int, absent: Any) -> Array:
+    """Mean of intersection over union from class `first` on; `absent` is ``"skip"`` or the value without a union."""
+    intersection, union = intersection[first:], union[first:]
     route = route_of(intersection)
     assert route is not None
     xp = route.xp
     iou = _divided(intersection, union, 0.0 if absent == "skip" else absent)
     if absent != "skip":
         return xp.mean(iou) if iou.shape[0] else xp.full((), math.nan, dtype=iou.dtype, device=device_of(iou))
-    present = xp.astype(xp.count_nonzero(union), iou.dtype)
+    present = xp.astype(count_true(xp, union != 0), iou.dtype)
     nothing = present == 0
     return xp.where(nothing, math.nan, xp.sum(iou) / xp.where(nothing, 1.0, present))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from portable_ops.backend import Array
-from portable_ops.checks import complaint, normalized_axes, require_integer, require_real
+from portable_ops.checks import complaint, normalized_axes, require_integer, require_known_sizes, require_real
 from portable_ops.routes import Namespace, kind_of
 
 
@@ -24,6 +24,8 @@ def holds_indices(logits: Array, target: Array, axis: int, name: str = "logits")
     if given == shape:
         return False
     if given != without:
+        require_known_sizes("target", target)
+        require_known_sizes(name, logits)
         raise ValueError(
             complaint(
                 "target",

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from portable_ops_bench.case import Tolerance
 
+from portable_ops import dispatch
 from portable_ops.backend import Backend, registered_backends
 from portable_ops.routes import backend_of, dtype_name, namespace_of
 
@@ -22,12 +23,15 @@ STRICTEST = "strictest"
 
 @dataclass(frozen=True)
 class Target:
-    """Where a test runs: a backend, one of its devices, a floating dtype, and whether NumPy arrays are read-only."""
+    """Where a test runs: a backend, one of its devices, a floating dtype, and what is special about its arrays.
+
+    NumPy's may be read-only, and Dask's whole in one block.
+    """
 
     name: str
     device_name: str
     dtype: str
-    readonly: bool = False
+    special: str = ""
 
     @property
     def backend(self) -> Backend:
@@ -54,6 +58,15 @@ class Target:
         with strictest() if self.device_name == STRICTEST else self.backend.allowing(self.dtype):
             yield
 
+    @property
+    def refuses_labels(self) -> bool:
+        """Whether labels out of range raise without being asked to: on the host, in a lazy call by the kernels alone."""
+        return self.on_host and not (self.backend.lazy and dispatch._mode.standard_only)
+
+    def computed(self, result: Any) -> None:
+        """Have lazy results computed, with the errors that this raises."""
+        self.backend.synchronize(*(result if isinstance(result, tuple) else (result,)))
+
     def array(self, values: Any, dtype: str | None = None) -> Any:
         """An array of the target's; floats in its dtype unless another is named."""
         values = np.asarray(values)
@@ -62,8 +75,10 @@ class Target:
         if self.device_name == "no_x64" and values.dtype.kind in "iu" and values.dtype.itemsize == 8:
             dtype = "int32"
         array = self.backend.from_numpy(values, device=self.device, dtype=dtype)
-        if self.readonly:
+        if self.special == "readonly":
             array.flags.writeable = False
+        if self.backend.lazy and self.special != "whole" and array.ndim:
+            array = array.rechunk(tuple(-(-size // 2) if size > 2 else 1 for size in array.shape))
         return array
 
     def numpy(self, array: Any) -> Any:
@@ -80,7 +95,7 @@ class Target:
         return "int64" if self.supports("int64") else "int32"
 
     def __str__(self) -> str:
-        name = f"{self.name}:readonly" if self.readonly else self.name
+        name = f"{self.name}:{self.special}" if self.special else self.name
         return f"{name}-{self.device_name}-{self.dtype}"
 
 
@@ -93,8 +108,14 @@ def require_counts(target: Target) -> None:
         pytest.skip("array-api-strict's searchsorted and count_nonzero make int64 on a device that has none")
 
 
+def require_definitions_of_nothing(target: Target, *shape: int) -> None:
+    """Skip where the array library itself stumbles over size 0, and the definition with it."""
+    if target.backend.lazy and 0 in shape and dispatch._mode.standard_only:
+        pytest.skip("Dask's max and reshape raise for size 0")
+
+
 def targets(*, many_shapes: bool = False) -> Iterator[Any]:
-    """All targets; for a test of many shapes one dtype of the backends that compile each anew, as others take minutes."""
+    """All targets; for a test of many shapes one dtype of backends that compile or plan each call, which takes minutes."""
     for name, backend in sorted(registered_backends().items()):
         if not backend.is_installed():
             reason = f"{backend.library} is not installed"
@@ -108,12 +129,15 @@ def targets(*, many_shapes: bool = False) -> Iterator[Any]:
                 marks = pytest.mark.skip(reason=f"no {device} on this machine")
                 yield pytest.param(Target(name, device, "float32"), marks=marks, id=f"{name}-{device}-float32")
         for device in devices:
-            for dtype in ("float32",) if many_shapes and backend.compiles else backend.dtypes:
+            for dtype in ("float32",) if many_shapes and (backend.compiles or backend.lazy) else backend.dtypes:
                 if not (device.startswith("no_") and dtype == "float64"):
                     target = Target(name, device, dtype)
                     yield pytest.param(target, id=str(target))
         if name == "numpy":
-            target = Target(name, "cpu", "float32", readonly=True)
+            target = Target(name, "cpu", "float32", "readonly")
+            yield pytest.param(target, id=str(target))
+        if backend.lazy and not many_shapes:
+            target = Target(name, "cpu", "float32", "whole")
             yield pytest.param(target, id=str(target))
         if name == "array-api-strict":
             target = Target(name, STRICTEST, "float64")

@@ -15,6 +15,7 @@ from portable_ops_bench import oracles
 from portable_ops_bench.case import EXACT, LOSS, PRODUCTS, ULP, Tolerance
 
 import portable_ops as po
+from portable_ops import dispatch
 
 Floats = np.ndarray[Any, Any]
 
@@ -192,6 +193,8 @@ def test_a_class_with_false_positives_only_counts_0(target: Target) -> None:
 def test_what_an_ignored_pixel_was_predicted_as_does_not_matter(target: Target) -> None:
     require_counts(target)
     pred, actual = target.array(np.asarray([0, 99, -7, 1])), target.array(np.asarray([0, 255, 255, 1]))
+    if target.backend.lazy and dispatch._mode.standard_only:
+        pytest.skip("a lazy definition cannot validate")
     counts = po.confusion_matrix(pred, actual, 2, ignore_index=255, validate=True)
     np.testing.assert_array_equal(target.numpy(counts), np.eye(2))
     areas = po.intersection_and_union(pred, actual, 2, ignore_index=255, validate=True)

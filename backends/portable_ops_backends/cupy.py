@@ -42,10 +42,11 @@ def to_numpy(array: Any) -> Any:
     return _cupy().asnumpy(array)
 
 
-def synchronize(array: Any) -> None:
-    """Wait for the current stream of the array's device."""
-    with array.device:
-        _cupy().cuda.get_current_stream().synchronize()
+def synchronize(*arrays: Any) -> None:
+    """Wait for the current streams of the arrays' devices."""
+    for array in arrays:
+        with array.device:
+            _cupy().cuda.get_current_stream().synchronize()
 
 
 def rng(seed: int, device: Any = None) -> Any:

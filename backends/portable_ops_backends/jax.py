@@ -96,9 +96,9 @@ def on_host(array: Any) -> bool:
     return not _is_tracer(array) and len(array.devices()) == 1 and next(iter(array.devices())).platform == "cpu"
 
 
-def synchronize(array: Any) -> None:
-    """Wait until the array is there."""
-    _jax().block_until_ready(array)
+def synchronize(*arrays: Any) -> None:
+    """Wait until the arrays are there."""
+    _jax().block_until_ready(arrays)
 
 
 def rng(seed: int, device: Any = None) -> Any:

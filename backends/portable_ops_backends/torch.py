@@ -71,10 +71,11 @@ def on_host(array: Any) -> bool:
     return bool(array.is_cpu)
 
 
-def synchronize(array: Any) -> None:
-    """Wait for the device's queue."""
-    if array.device.type == "cuda":
-        _torch().cuda.synchronize(array.device)
+def synchronize(*arrays: Any) -> None:
+    """Wait for the queues of the devices."""
+    for array in arrays:
+        if array.device.type == "cuda":
+            _torch().cuda.synchronize(array.device)
 
 
 def rng(seed: int, device: Any = None) -> Any:

@@ -1,0 +1,146 @@
+"""Attention: blocks of queries with blocks of keys, whose maxima, sums and weighted values are merged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import dask.array as da
+from dask.array.utils import meta_from_array
+
+from portable_ops import attention as core
+from portable_ops.backend import Array
+from portable_ops.checks import require_known_sizes
+from portable_ops.precision import returned
+from portable_ops.routes import device_of
+from portable_ops_backends.chunked.blocks import Parts, beside, in_floats, joined, mapped, namespace, result_dtype
+from portable_ops_backends.dask import require_generator
+
+
+def scaled_dot_product_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    /,
+    *,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    rng: Any = None,
+    enable_gqa: bool = False,
+) -> Array:
+    """See `portable_ops.scaled_dot_product_attention`."""
+    for name, array in (("query", query), ("key", key), ("value", value)):
+        require_known_sizes(name, array)
+    q, dtype = in_floats(query).rechunk({-1: -1}), result_dtype(query)
+    if enable_gqa:
+        q = q.rechunk({-3: -1})
+    lead = {axis: -1 if enable_gqa and axis == q.ndim - 3 else q.chunks[axis] for axis in range(q.ndim - 2)}
+    k = key.rechunk(lead | {key.ndim - 1: -1})
+    v = value.rechunk(lead | {value.ndim - 1: -1, value.ndim - 2: k.chunks[-2]})
+    names = tuple(f"lead {axis}" for axis in range(q.ndim - 2))
+    row, column, inner, outer = "row", "column", "inner", "outer"
+    # With grouped queries, keys have fewer heads: an axis of its own, in one block as that of the queries is.
+    shared = (*names[:-1], "heads") if enable_gqa else names
+    weights_chunks = (*q.chunks[:-1], k.chunks[-2])
+    draws = None
+    if dropout_p:
+        shape = (*query.shape[:-1], key.shape[-2])
+        require_generator(rng)
+        draws = rng.random(shape, chunks=weights_chunks)
+    pairs: list[Any] = [q, (*names, row, inner), k, (*shared, column, inner), v, (*shared, column, outer)]
+    gaps = []
+    for array in (mask, bias, draws):
+        gaps.append(array is None)
+        if array is not None:
+            full = array[(None,) * (q.ndim - array.ndim)]
+            chunks = {
+                axis: weights_chunks[axis] if full.shape[axis] == sum(weights_chunks[axis]) else -1
+                for axis in range(q.ndim)
+            }
+            pairs += [full.rechunk(chunks), (*names, row, column)]
+    for size, chunks, name in ((q.shape[-2], q.chunks[-2], row), (k.shape[-2], k.chunks[-2], column)):
+        pairs += [da.arange(size, chunks=(chunks,)), (name,)]
+    parts = da.blockwise(
+        partial(_attended, tuple(gaps), is_causal=is_causal, scale=scale, dropout_p=dropout_p, enable_gqa=enable_gqa),
+        (*names, row, column),
+        *pairs,
+        concatenate=True,
+        align_arrays=False,
+        adjust_chunks={column: tuple(1 for _ in k.chunks[-2])},
+        dtype=dtype,
+        meta=meta_from_array(q, q.ndim, dtype=dtype),
+    )
+    merged = joined(parts, _merge, (q.ndim - 1,), keepdims=True)
+    return mapped(
+        _divided,
+        merged,
+        dtype=dtype,
+        chunks=(*merged.chunks[:-1], (value.shape[-1],)),
+        to=dtype.name,
+        enable_gqa=enable_gqa,
+    )
+
+
+def _attended(
+    gaps: tuple[bool, ...],
+    query: Array,
+    key: Array,
+    value: Array,
+    *rest: Array,
+    is_causal: bool,
+    scale: float | None,
+    dropout_p: float,
+    enable_gqa: bool,
+) -> Parts:
+    """Queries of a block with keys of a block: the maximum of each row, the sum below it, and the weighted values."""
+    *optional, rows, columns = rest
+    given = iter(optional)
+    mask, bias, draws = (None if gap else next(given) for gap in gaps)
+    xp = namespace(query)
+    q, k, v, mask, bias = core.arranged(xp, query, key, value, mask, bias, scale, enable_gqa)
+    if draws is not None:
+        draws = xp.reshape(beside(draws, query), (*q.shape[:-1], k.shape[-2]))
+    if 0 in (q.shape[-2], k.shape[-2]):
+        nothing = xp.zeros((*q.shape[:-1], 1 + v.shape[-1]), dtype=q.dtype, device=device_of(q))
+        return nothing[..., :1] - math.inf, nothing[..., :1], nothing[..., 1:]
+    pieces = []
+    step = max(1, core.BLOCK_ELEMENTS * q.shape[-2] // max(1, math.prod(q.shape[:-1]) * k.shape[-2]))
+    for start in range(0, q.shape[-2], step):
+        part = slice(start, start + step)
+        m, b, d = (core.part(array, -2, part) for array in (mask, bias, draws))
+        if is_causal:
+            earlier = beside(rows, query)[part][:, None] >= beside(columns, query)[None, :]
+            m = earlier if m is None else m & earlier
+        dropout = None if d is None else partial(core.dropped, draws=d, p=dropout_p)
+        shielded = m is not None and not bool(xp.all(xp.isfinite(v)))
+        pieces.append(core.weighted_values(xp, q[..., part, :], k, v, m, b, False, shielded, dropout, 0))
+    return tuple(xp.concat(list(piece), axis=-2) for piece in zip(*pieces, strict=True))
+
+
+def _merge(parts: Sequence[Parts]) -> Parts:
+    xp = namespace(parts[0][0])
+    peak = parts[0][0]
+    for other, _, _ in parts[1:]:
+        peak = xp.maximum(peak, other)
+    shift = xp.where(xp.isfinite(peak), peak, 0.0)
+    total = values = 0.0
+    for one, sum_below, weighted in parts:
+        factor = xp.exp(one - shift)
+        total = total + sum_below * factor
+        # What no row attends to is 0 and stays so; 0 times an infinity that is attended to would be nan.
+        values = values + xp.where(weighted == 0, 0.0, weighted * factor)
+    return peak, total, values
+
+
+def _divided(parts: Parts, to: str, enable_gqa: bool) -> Array:
+    _, total, values = parts
+    xp = namespace(values)
+    result = values / xp.where(total == 0, 1.0, total)
+    if enable_gqa:
+        result = xp.reshape(result, (*result.shape[:-4], -1, *result.shape[-2:]))
+    return returned(xp, result, getattr(xp, to))
