@@ -116,6 +116,8 @@ def operation(
                         if kernel.function not in KERNELS:
                             load_kernel(kernel.function)
                         return KERNELS[kernel.function](*args, **kwargs)
+            if not route.has_adapter:
+                return _defined_for_stranger(op, route, args, kwargs)
             return definition(route.xp, *args, **kwargs)
 
         call.__signature__ = op.signature  # type: ignore[attr-defined]
@@ -135,6 +137,18 @@ def composed(base: Callable[..., Any]) -> Callable[[Callable[P, R]], Callable[P,
         return function
 
     return decorate
+
+
+def _defined_for_stranger(op: Operation, route: Route, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What the definition makes of the arrays of a library without an adapter, which may lack a part of the standard."""
+    try:
+        return op.definition(route.xp, *args, **kwargs)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise TypeError(
+            f"{op.name}: {route.backend.name} arrays cannot do what the definition asks of them ({reason}); "
+            "expected arrays of a library with the whole array API standard, or with a portable_ops backend"
+        ) from error
 
 
 def _no_check(*args: Any, **kwargs: Any) -> None: ...

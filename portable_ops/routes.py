@@ -24,6 +24,7 @@ class Route:
     xp: Namespace
     kinds: dict[Any, str] = field(default_factory=dict)
     one_device: bool = True
+    has_adapter: bool = True
 
 
 ROUTES: dict[type, Route] = {}
@@ -137,7 +138,7 @@ def _stranger(value: Array) -> Route:
         is_concrete=lambda array: False,
         on_host=lambda array: False,
     )
-    return _ROUTE_OF_BACKEND.setdefault(name, Route(backend, xp, _kinds(xp), one_device=False))
+    return _ROUTE_OF_BACKEND.setdefault(name, Route(backend, xp, _kinds(xp), one_device=False, has_adapter=False))
 
 
 _KINDS = {

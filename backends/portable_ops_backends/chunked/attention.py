@@ -15,7 +15,16 @@ from portable_ops.backend import Array
 from portable_ops.checks import require_known_sizes
 from portable_ops.precision import returned
 from portable_ops.routes import device_of
-from portable_ops_backends.chunked.blocks import Parts, beside, in_floats, joined, mapped, namespace, result_dtype
+from portable_ops_backends.chunked.blocks import (
+    Parts,
+    beside,
+    in_floats,
+    joined,
+    mapped,
+    namespace,
+    only_block,
+    result_dtype,
+)
 from portable_ops_backends.dask import require_generator
 
 
@@ -69,7 +78,6 @@ def scaled_dot_product_attention(
         partial(_attended, tuple(gaps), is_causal=is_causal, scale=scale, dropout_p=dropout_p, enable_gqa=enable_gqa),
         (*names, row, column),
         *pairs,
-        concatenate=True,
         align_arrays=False,
         adjust_chunks={column: tuple(1 for _ in k.chunks[-2])},
         dtype=dtype,
@@ -88,17 +96,14 @@ def scaled_dot_product_attention(
 
 def _attended(
     gaps: tuple[bool, ...],
-    query: Array,
-    key: Array,
-    value: Array,
-    *rest: Array,
+    *blocks: Array,
     is_causal: bool,
     scale: float | None,
     dropout_p: float,
     enable_gqa: bool,
 ) -> Parts:
     """Queries of a block with keys of a block: the maximum of each row, the sum below it, and the weighted values."""
-    *optional, rows, columns = rest
+    query, key, value, *optional, rows, columns = map(only_block, blocks)
     given = iter(optional)
     mask, bias, draws = (None if gap else next(given) for gap in gaps)
     xp = namespace(query)

@@ -150,7 +150,6 @@ def deferred(function: Callable[..., Any], arrays: Sequence[Array], shape: tuple
         out,
         *pairs,
         new_axes=dict(zip(out, shape, strict=True)),
-        concatenate=True,
         align_arrays=False,
         dtype=dtype,
         meta=meta_from_array(arrays[0], len(shape), dtype=dtype),
@@ -158,4 +157,11 @@ def deferred(function: Callable[..., Any], arrays: Sequence[Array], shape: tuple
 
 
 def _called(function: Callable[..., Any], dtype: str, *blocks: Array) -> Array:
-    return _cast(function(*blocks), dtype)
+    return _cast(function(*map(only_block, blocks)), dtype)
+
+
+def only_block(nested: Any) -> Array:
+    """The block of an axis that has but one, which Dask hands over in a list; its own way of joining is NumPy's alone."""
+    while isinstance(nested, list):
+        (nested,) = nested
+    return nested

@@ -24,7 +24,7 @@ def confusion_matrix(
     pairs, bad = counting.count_pairs(np.asarray(pred), np.asarray(target), num_classes, ignore_index)
     if bad and validate is not False:
         raise_for_labels(xp, pred, target, num_classes, ignore_index)
-    return xp.asarray(pairs)
+    return xp.asarray(pairs, device=pred.device)
 
 
 def intersection_and_union(
@@ -41,4 +41,4 @@ def intersection_and_union(
     *areas, bad = counting.count_areas(np.asarray(pred), np.asarray(target), num_classes, ignore_index)
     if bad and validate is not False:
         raise_for_labels(xp, pred, target, num_classes, ignore_index)
-    return Areas(*map(xp.asarray, areas))
+    return Areas(*(xp.asarray(area, device=pred.device) for area in areas))
