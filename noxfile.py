@@ -21,11 +21,16 @@ PINS = ("-c", "constraints.txt")
 BACKENDS = {
     "numpy": "numba,bench",
     "torch": "torch,numba,bench",
+    "jax": "jax,numba,bench",
+    "dask": "dask,torch,bench",
     "array-api-strict": "strict,bench",
     # CuPy imports without a GPU; what needs one skips with that reason.
     "cupy": "cupy-cuda12x,bench",
 }
-TOOLS = ("pytest", "pytest-benchmark", "hypothesis", "mpmath")
+TOOLS = ("pytest", "pytest-benchmark", "pytest-xdist", "hypothesis", "mpmath")
+# Beside the extras: schedulers and libraries that tests alone need.
+MORE = {"dask": ("distributed",)}
+STRANGERS = ("sparse", "ndonnx")
 
 
 def install(session: nox.Session, extras: str, *tools: str) -> None:
@@ -52,8 +57,10 @@ def types(session: nox.Session) -> None:
 @nox.parametrize("backend", list(BACKENDS))
 def parity(session: nox.Session, backend: str) -> None:
     """One backend against the float64 oracles, with kernels and by the definitions alone."""
-    install(session, BACKENDS[backend], *TOOLS)
-    session.run("pytest", "--backend", backend, *session.posargs)
+    install(session, BACKENDS[backend], *TOOLS, *MORE.get(backend, ()))
+    # In two processes where every shape is compiled or planned anew.
+    parallel = ("-n", "2") if backend in ("jax", "dask") else ()
+    session.run("pytest", "--backend", backend, *parallel, *session.posargs)
 
 
 @nox.session
@@ -67,7 +74,7 @@ def speed(session: nox.Session, backend: str) -> None:
 @nox.session
 def core(session: nox.Session) -> None:
     """What depends on no single backend: dispatch, mixed libraries, the harness, the command line."""
-    install(session, "all", *TOOLS)
+    install(session, "all", *TOOLS, *STRANGERS)
     session.run("pytest", "--backend", "none", *session.posargs)
 
 

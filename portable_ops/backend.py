@@ -104,6 +104,8 @@ class Backend:
         Whether arrays are task graphs until computed.
     compiles : bool
         Whether every new shape is compiled, which takes much longer than the call.
+    asynchronous : bool
+        Whether calls return before their work is done, on the CPU as well.
     deferred : callable or None
         ``(function, arrays, shape, dtype)``: a lazy array of what the function will make of the arrays once computed.
     is_reference : bool
@@ -143,6 +145,7 @@ class Backend:
     grad: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
     lazy: bool = False
     compiles: bool = False
+    asynchronous: bool = False
     deferred: Callable[..., Array] | None = None
     is_reference: bool = False
     register_container: Callable[..., None] | None = None

@@ -49,6 +49,7 @@ class Operation:
     arrays: tuple[str, ...]
     keyword_arrays: tuple[str, ...]
     base: str | None = None
+    differentiable: bool = True
 
 
 OPERATIONS: dict[str, Operation] = {}
@@ -82,7 +83,10 @@ def standard_only() -> Iterator[None]:
 
 
 def operation(
-    check: Callable[Concatenate[Namespace, P], None], *, keyword_arrays: tuple[str, ...] = ()
+    check: Callable[Concatenate[Namespace, P], None],
+    *,
+    keyword_arrays: tuple[str, ...] = (),
+    differentiable: bool = True,
 ) -> Callable[[Callable[Concatenate[Namespace, P], R]], Callable[P, R]]:
     """Make the public function of a standard definition.
 
@@ -92,10 +96,12 @@ def operation(
         Has the definition's signature; raises TypeError or ValueError for bad arguments, for all backends alike.
     keyword_arrays : tuple of str
         The keyword arguments that hold arrays. Positional-only arguments always do.
+    differentiable : bool
+        False for operations on labels.
     """
 
     def decorate(definition: Callable[Concatenate[Namespace, P], R]) -> Callable[P, R]:
-        op = _register(definition, check, keyword_arrays)
+        op = _register(definition, check, keyword_arrays, differentiable=differentiable)
         name, count, keywords = op.name, len(op.arrays), op.keyword_arrays
 
         @functools.wraps(definition)
@@ -155,13 +161,24 @@ def _no_check(*args: Any, **kwargs: Any) -> None: ...
 
 
 def _register(
-    definition: Callable[..., Any], check: Callable[..., None], keyword_arrays: tuple[str, ...], base: str | None = None
+    definition: Callable[..., Any],
+    check: Callable[..., None],
+    keyword_arrays: tuple[str, ...],
+    base: str | None = None,
+    differentiable: bool = True,
 ) -> Operation:
     signature = inspect.signature(definition)
     parameters = list(signature.parameters.values())[0 if base else 1 :]
     arrays = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_ONLY)
     op = Operation(
-        definition.__name__, definition, check, signature.replace(parameters=parameters), arrays, keyword_arrays, base
+        definition.__name__,
+        definition,
+        check,
+        signature.replace(parameters=parameters),
+        arrays,
+        keyword_arrays,
+        base,
+        differentiable,
     )
     OPERATIONS[op.name] = op
     return op

@@ -139,7 +139,7 @@ def _check_counts(
     require_choice("validate", validate, (None, True, False))
 
 
-@operation(_check_counts)
+@operation(_check_counts, differentiable=False)
 def confusion_matrix(
     xp: Namespace,
     pred: Array,
@@ -188,7 +188,7 @@ def confusion_matrix(
     return count_pairs(xp, pred, target, num_classes, ignore_index, validate, sorted_histogram)
 
 
-@operation(_check_counts)
+@operation(_check_counts, differentiable=False)
 def intersection_and_union(
     xp: Namespace,
     pred: Array,

@@ -24,13 +24,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "browser: opens the report's page in a real browser")
     config.addinivalue_line("markers", "many_shapes: calls with so many shapes that compiling each takes long")
+    config.addinivalue_line("markers", "gradients: of float64 on backends with gradients")
     config.addinivalue_line("markers", "of_backend(name): depends on this backend although it takes no target")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "target" in metafunc.fixturenames:
-        many_shapes = metafunc.definition.get_closest_marker("many_shapes") is not None
-        metafunc.parametrize("target", list(targets(many_shapes=many_shapes)), indirect=True, scope="session")
+        marks = {
+            name: metafunc.definition.get_closest_marker(name) is not None for name in ("many_shapes", "gradients")
+        }
+        metafunc.parametrize("target", list(targets(**marks)), indirect=True, scope="session")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

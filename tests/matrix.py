@@ -114,9 +114,15 @@ def require_definitions_of_nothing(target: Target, *shape: int) -> None:
         pytest.skip("Dask's max and reshape raise for size 0")
 
 
-def targets(*, many_shapes: bool = False) -> Iterator[Any]:
-    """All targets; for a test of many shapes one dtype of backends that compile or plan each call, which takes minutes."""
+def targets(*, many_shapes: bool = False, gradients: bool = False) -> Iterator[Any]:
+    """All targets.
+
+    For a test of many shapes, one dtype of backends that compile or plan each call, which takes minutes. For a test of
+    gradients, those in float64 on backends that have any.
+    """
     for name, backend in sorted(registered_backends().items()):
+        if gradients and backend.grad is None:
+            continue
         if not backend.is_installed():
             reason = f"{backend.library} is not installed"
             yield pytest.param(
@@ -129,7 +135,8 @@ def targets(*, many_shapes: bool = False) -> Iterator[Any]:
                 marks = pytest.mark.skip(reason=f"no {device} on this machine")
                 yield pytest.param(Target(name, device, "float32"), marks=marks, id=f"{name}-{device}-float32")
         for device in devices:
-            for dtype in ("float32",) if many_shapes and (backend.compiles or backend.lazy) else backend.dtypes:
+            dtypes = ("float32",) if many_shapes and (backend.compiles or backend.lazy) else backend.dtypes
+            for dtype in ("float64",) if gradients else dtypes:
                 if not (device.startswith("no_") and dtype == "float64"):
                     target = Target(name, device, dtype)
                     yield pytest.param(target, id=str(target))

@@ -4,14 +4,14 @@ import re
 from pathlib import Path
 
 import pytest
-from portable_ops_bench.support import with_table
+from portable_ops_bench.support import with_tables
 
 README = Path(__file__).parent.parent / "README.md"
 
 
 def test_table_of_operations_is_up_to_date() -> None:
     text = README.read_text(encoding="utf-8")
-    assert text == with_table(text), "run: python -m portable_ops_bench.support README.md"
+    assert text == with_tables(text), "run: python -m portable_ops_bench.support README.md"
 
 
 def test_python_examples_run(capsys: pytest.CaptureFixture[str]) -> None:

@@ -212,6 +212,7 @@ backend = Backend(
     grad=grad,
     register_container=register_container,
     compiles=True,
+    asynchronous=True,
     dtypes=("float16", "bfloat16", "float32", "float64"),
     # XLA on the CPU adds one after the other: 5 eps were seen for 360 float32 numbers.
     longest_sum=64,

@@ -18,7 +18,7 @@ from portable_ops_bench.cases import primary_case
 ELEMENTS = 100_000
 """Enough for the kernels that leave small arrays alone."""
 
-EXTRAS = {"numba": "numba", "torch": "torch", "array_api_strict": "strict"}
+EXTRAS = {"numba": "numba", "torch": "torch", "jax": "jax", "dask": "dask", "array_api_strict": "strict"}
 
 
 def examine(console: Console) -> None:

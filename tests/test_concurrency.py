@@ -1,0 +1,159 @@
+"""The same calls from many threads at once, in forked and spawned processes, and in the workers of a torch DataLoader."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matrix import COUNTS, STRICTEST, Target, require_counts
+from portable_ops_bench.cases import CASES, primary_case
+
+from portable_ops.dispatch import OPERATIONS
+
+THREADS = 8
+LIBRARIES = ("numpy", "torch", "jax")  # whose arrays kernels with threads of their own may serve
+
+
+def parts(target: Target, result: Any) -> list[Any]:
+    return [np.asarray(target.numpy(one)) for one in (result if isinstance(result, tuple) else (result,))]
+
+
+@pytest.mark.many_shapes
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_threads_at_once(case: Any, target: Target) -> None:
+    if case.operation in COUNTS:
+        require_counts(target)
+    if target.device_name == STRICTEST:
+        pytest.skip("array-api-strict's flags belong to the thread that sets them")
+    call = case.make(np.random.default_rng(0), case.shape).converted(target.array)
+    expected = parts(target, case.run(call))
+    together = threading.Barrier(THREADS)
+
+    def work(number: int) -> list[Any]:
+        together.wait()
+        return parts(target, case.run(call))
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        for result in pool.map(work, range(THREADS)):
+            for one, other in zip(result, expected, strict=True):
+                np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("operation", sorted(OPERATIONS))
+@pytest.mark.parametrize("library", [pytest.param(name, marks=pytest.mark.of_backend(name)) for name in LIBRARIES])
+def test_large_arrays_from_threads_at_once(operation: str, library: str) -> None:
+    # Of a size that kernels with threads of their own take.
+    pytest.importorskip(library, reason=f"{library} is not installed")
+    target, case = Target(library, "cpu", "float32"), primary_case(operation)
+    call = case.make(np.random.default_rng(0), case.sized(2**18)).converted(target.array)
+    expected = parts(target, case.run(call))
+    with ThreadPoolExecutor(THREADS) as pool:
+        for result in pool.map(lambda number: parts(target, case.run(call)), range(2 * THREADS)):
+            for one, other in zip(result, expected, strict=True):
+                np.testing.assert_allclose(one, other, rtol=2e-6)
+
+
+# What a process does with the library named on its command line, before and in another process.
+WORK = """
+import multiprocessing, sys, warnings
+import numpy as np
+import portable_ops as po
+
+LIBRARY = sys.argv[1]
+rng = np.random.default_rng(0)
+LABELS = rng.integers(0, 19, (4, 2**17), dtype=np.uint8)
+LOGITS = rng.normal(size=(64, 19)).astype(np.float32)
+QUERY = rng.normal(size=(2, 300, 8)).astype(np.float32)
+
+def prepare():
+    # As a DataLoader does in its workers: OpenMP, which torch uses, does not survive a fork.
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+def work(number):
+    make, take = po.get_backend(LIBRARY).from_numpy, po.get_backend(LIBRARY).to_numpy
+    labels, logits, q = make(LABELS), make(LOGITS), make(QUERY)
+    results = [
+        po.confusion_matrix(labels, make(LABELS[::-1].copy()), 19),
+        po.softmax(logits),
+        po.cross_entropy(logits, make(LABELS[0, :64].astype(np.int64))),
+        po.dice_loss(logits, make(LABELS[0, :64].astype(np.int64)), activation="softmax", axis=0),
+        po.scaled_dot_product_attention(q, q, q, is_causal=True),
+    ]
+    return [np.asarray(take(result)) for result in results]
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads, which is what is tried here
+    expected = work(0)
+    context = multiprocessing.get_context(sys.argv[2])
+    with context.Pool(2, prepare) as pool:
+        for result in pool.map_async(work, range(6)).get(timeout=100):
+            for one, other in zip(result, expected, strict=True):
+                np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    print("agreed")
+"""
+
+
+@pytest.mark.parametrize(
+    ("library", "way"),
+    [
+        pytest.param(library, way, marks=pytest.mark.of_backend(library))
+        # A forked JAX process hangs in its own threads: JAX itself says that it does not support os.fork.
+        for library, ways in {"numpy": ("fork", "spawn"), "torch": ("fork", "spawn"), "jax": ("spawn",)}.items()
+        for way in ways
+    ],
+)
+def test_processes(library: str, way: str, tmp_path: Path) -> None:
+    pytest.importorskip(library, reason=f"{library} is not installed")
+    script = tmp_path / "work.py"
+    script.write_text(WORK)
+    done = subprocess.run(
+        [sys.executable, str(script), library, way], capture_output=True, text=True, check=False, timeout=150
+    )
+    assert "agreed" in done.stdout, done.stderr[-3000:]
+
+
+LOADER = """
+import sys
+import numpy as np
+import torch
+import portable_ops as po
+
+class Scores(torch.utils.data.Dataset):
+    def __len__(self):
+        return 8
+    def __getitem__(self, number):
+        labels = np.random.default_rng(number).integers(0, 5, (2, 2**17), dtype=np.uint8)
+        tensors = torch.from_numpy(labels)
+        logits = torch.from_numpy(labels[:, :100].astype(np.float32))
+        return float(po.mean_iou(*labels, 5)), float(po.mean_iou(*tensors, 5)), float(po.logsumexp(logits, axis=None))
+
+if __name__ == "__main__":
+    expected = [Scores()[number] for number in range(8)]
+    loader = torch.utils.data.DataLoader(Scores(), num_workers=2, multiprocessing_context=sys.argv[1], timeout=100)
+    results = [tuple(float(value) for value in batch) for batch in loader]
+    np.testing.assert_allclose(results, expected, rtol=1e-6)
+    print("agreed")
+"""
+
+
+@pytest.mark.of_backend("torch")
+@pytest.mark.parametrize("way", ["fork", "spawn"])
+def test_workers_of_a_data_loader(way: str, tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="torch is not installed")
+    script = tmp_path / "loader.py"
+    script.write_text(LOADER)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", str(script), way],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=150,
+    )
+    assert "agreed" in done.stdout, done.stderr[-3000:]
