@@ -84,8 +84,10 @@ def _validity(p: Array, t: Array, num_classes: int, ignore_index: int | None) ->
 
 def require_countable(xp: Namespace, labels: Array, codes: int) -> None:
     """Raise ValueError if so many elements, or so many different codes, do not fit the dtype to count in."""
+    if xp.iinfo(index_dtype(xp, labels)).bits >= 64:
+        return
     size = math.prod(labels.shape)
-    if max(size, codes) >= 2**31 and xp.iinfo(index_dtype(xp, labels)).bits < 64:
+    if max(size, codes) >= 2**31:
         got = f"{size} elements of {codes} kinds"
         raise ValueError(complaint("pred", got, "fewer than 2**31 of either where there is no int64"))
 

@@ -43,9 +43,8 @@ def summed(xp: Namespace, x: Array, axis: Axis, *, keepdims: bool = False) -> Ar
     """
     axes = () if axis == () else normalized_axes(axis, x)
     backend = backend_of(x)
-    if (
-        math.prod([x.shape[one] for one in axes]) <= backend.longest_sum
-    ):  # a list: torch.compile takes no generator here
+    sizes = [x.shape[one] for one in axes]  # a list: torch.compile takes no generator here
+    if None in sizes or math.prod(sizes) <= backend.longest_sum:
         return xp.sum(x, axis=axes, keepdims=keepdims)
     for number, one in enumerate(sorted(axes, reverse=True)):
         x = _summed_in_stages(xp, x if number == 0 else backend.fence(x), one, backend)

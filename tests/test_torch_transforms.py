@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -168,6 +169,66 @@ def test_autocast_leaves_a_result(function: Function, x: Any) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         result = function(x)
     assert torch.isfinite(result.float()).all()
+
+
+@table(ALL)
+def test_export(function: Function, x: Any) -> None:
+    class Module(torch.nn.Module):
+        def forward(self, x: Any) -> Any:
+            return function(x)
+
+    exported = torch.export.export(Module(), (x,)).module()
+    torch.testing.assert_close(exported(x), function(x), equal_nan=True)
+    assert torch.equal(exported(x.flip(-1)).isnan(), function(x.flip(-1)).isnan())
+
+
+def test_export_with_a_batch_of_any_size() -> None:
+    class Module(torch.nn.Module):
+        def forward(self, x: Any, labels: Any) -> Any:
+            attended = po.scaled_dot_product_attention(x, x, x, is_causal=True)
+            return po.softmax(attended), po.cross_entropy(x, labels, ignore_index=2), po.mean_iou(labels, labels, 5)
+
+    batch = torch.export.Dim("batch", min=2)
+    module = Module()
+    inputs = Z, LABELS
+    exported = torch.export.export(module, inputs, dynamic_shapes=({0: batch}, {0: batch})).module()
+    more = torch.cat([Z, Z.flip(0), Z]), torch.cat([LABELS, LABELS, LABELS.flip(0)])
+    torch.testing.assert_close(exported(*more), module(*more))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inductor's own
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler, and there is none")
+@pytest.mark.parametrize("name", ["softmax where", "cross_entropy", "dice_loss", "attention both", "mean_iou"])
+def test_inductor_compiles_whole(name: str) -> None:
+    function, x = ALL[name]
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True)
+    torch.testing.assert_close(compiled(x), function(x), equal_nan=True)
+
+
+@usual_and_standard
+def test_some_inputs_ask_for_gradients() -> None:
+    """Every subset of the inputs that can have a gradient, the others being constants."""
+    calls: dict[str, tuple[Function, list[Any]]] = {
+        "attention": (lambda q, k, v: po.scaled_dot_product_attention(q, k, v, mask=MASK), [Q, Q + 1, Q - 1]),
+        "cross_entropy": (
+            lambda z, t, w: po.cross_entropy(z, t, weight=w),
+            [Z, P, torch.linspace(1, 2, 5, dtype=torch.float64)],
+        ),
+        "binary_cross_entropy": (lambda z, t, w: po.binary_cross_entropy(z, t, weight=w), [Z, P, P + 1]),
+        "dice_loss": (lambda p, t: po.dice_loss(p, t, axis=2), [P, HOT + P]),
+    }
+    for function, arrays in calls.values():
+        whole = [array.clone().requires_grad_() for array in arrays]
+        expected = torch.autograd.grad(function(*whole).sum(), whole)
+        for chosen in range(1, 2 ** len(arrays)):
+            mixed = [array.clone().requires_grad_(bool(chosen >> place & 1)) for place, array in enumerate(arrays)]
+            function(*mixed).sum().backward()
+            for array, gradient in zip(mixed, expected, strict=True):
+                if array.requires_grad:
+                    torch.testing.assert_close(array.grad, gradient)
+                else:
+                    assert array.grad is None
 
 
 def test_gradients_reach_every_input_that_asks_for_them() -> None:
