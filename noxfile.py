@@ -89,9 +89,11 @@ def stranger(session: nox.Session) -> None:
 
 @nox.session
 def lowest(session: nox.Session) -> None:
-    """The lower bounds that pyproject.toml states, on NumPy; not in the default run, whose time it does not fit."""
-    session.install("-c", "constraints-lowest.txt", "-e", ".[numba,strict,bench]", "pytest", "hypothesis", "mpmath")
-    session.run("pytest", "--backend", "numpy", *session.posargs)
+    """The lower bounds that pyproject.toml states, but torch's; not in the default run, whose time it does not fit."""
+    extras = ".[numba,jax,dask,strict,bench]"
+    session.install("-c", "constraints-lowest.txt", "-e", extras, "pytest", "pytest-xdist", "hypothesis", "mpmath")
+    chosen = ("--backend", "numpy", "--backend", "jax", "--backend", "dask")
+    session.run("pytest", *chosen, "-n", "2", *session.posargs)
 
 
 @nox.session

@@ -164,7 +164,7 @@ def confusion_matrix(
         Elements whose target is this do not count. An index that the dtype cannot hold matches nothing.
     validate : bool, optional
         Whether a label outside of the classes raises. None: where values can be read without a synchronisation (arrays
-        on the host). Where it does not raise, elements with such labels count nowhere.
+        on the host; on Dask, when a block is computed). Where it does not raise, elements with such labels count nowhere.
 
     Returns
     -------
@@ -211,7 +211,7 @@ def intersection_and_union(
         Elements whose target is this do not count anywhere. An index that the dtype cannot hold matches nothing.
     validate : bool, optional
         Whether a label outside of the classes raises. None: where values can be read without a synchronisation (arrays
-        on the host). Where it does not raise, elements with such labels count nowhere.
+        on the host; on Dask, when a block is computed). Where it does not raise, elements with such labels count nowhere.
 
     Returns
     -------

@@ -11,6 +11,7 @@ from rich.table import Table
 
 import portable_ops as po
 from portable_ops.backend import Backend, registered_backends
+from portable_ops.capabilities import capabilities
 from portable_ops.dispatch import OPERATIONS
 from portable_ops_bench import environment
 from portable_ops_bench.cases import primary_case
@@ -50,14 +51,15 @@ def _devices(backend: Backend) -> str:
 
 def _backends() -> Table:
     table = Table(title="backends", title_justify="left")
-    for column in ("backend", "library", "version", "devices", "dtypes"):
+    for column in ("backend", "library", "version", "devices", "dtypes", "can"):
         table.add_column(column)
     for name, backend in sorted(registered_backends().items()):
         if backend.is_installed():
             version = _version(backend.library)
-            table.add_row(name, backend.library, version, _devices(backend), ", ".join(backend.dtypes))
+            can = ", ".join(capabilities(backend, "softmax").flags())
+            table.add_row(name, backend.library, version, _devices(backend), ", ".join(backend.dtypes), can)
         else:
-            table.add_row(name, backend.library, "not installed", "", "")
+            table.add_row(name, backend.library, "not installed", "", "", "")
     return table
 
 
