@@ -58,9 +58,7 @@ def types(session: nox.Session) -> None:
 def parity(session: nox.Session, backend: str) -> None:
     """One backend against the float64 oracles, with kernels and by the definitions alone."""
     install(session, BACKENDS[backend], *TOOLS, *MORE.get(backend, ()))
-    # In two processes where every shape is compiled or planned anew.
-    parallel = ("-n", "2") if backend in ("jax", "dask") else ()
-    session.run("pytest", "--backend", backend, *parallel, *session.posargs)
+    session.run("pytest", "--backend", backend, "-n", "2", *session.posargs)
 
 
 @nox.session
