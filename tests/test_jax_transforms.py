@@ -23,6 +23,9 @@ pytestmark = pytest.mark.of_backend("jax")
 
 Function = Callable[[Any], Any]
 
+# Not jnp.asarray: given one NumPy array with and without x64, it returns the same array twice, of 64 bits.
+a = po.get_backend("jax").from_numpy
+
 rng = np.random.default_rng(0)
 Z, P = rng.normal(size=(2, 5, 7)) * 2, rng.random((2, 5, 7))
 LABELS = rng.integers(0, 5, (2, 7))
@@ -42,30 +45,30 @@ def layer() -> po.MultiHeadAttention:
 FLOATING: dict[str, tuple[Function, Any]] = {
     "softmax": (lambda x: po.softmax(x, axis=-2), Z),
     "softmax axes": (lambda x: po.softmax(x, axis=(-1, -2)), Z),
-    "softmax where": (lambda x: po.softmax(x, where=jnp.asarray(HOT[0, 0] > 0)), Z),
+    "softmax where": (lambda x: po.softmax(x, where=a(HOT[0, 0] > 0)), Z),
     "log_softmax": (po.log_softmax, Z),
     "logsumexp": (lambda x: po.logsumexp(x, axis=None), Z),
     "sigmoid": (po.sigmoid, Z),
     "log_sigmoid": (po.log_sigmoid, Z),
-    "cross_entropy": (lambda x: po.cross_entropy(x, jnp.asarray(LABELS), ignore_index=2, label_smoothing=0.1), Z),
-    "cross_entropy probabilities": (lambda x: po.cross_entropy(x, jnp.asarray(P)), Z),
-    "cross_entropy of probabilities": (lambda x: po.cross_entropy(x, jnp.asarray(LABELS), from_logits=False), P),
-    "binary_cross_entropy": (lambda x: po.binary_cross_entropy(x, jnp.asarray(HOT), pos_weight=HOT.tolist()[0][0]), Z),
-    "dice_coefficient": (lambda x: po.dice_coefficient(x, jnp.asarray(HOT), axis=(0, 2), smooth=1.0), P),
-    "dice_loss": (lambda x: po.dice_loss(x, jnp.asarray(LABELS), activation="softmax", axis=2, ignore_index=0), Z),
-    "dice_loss sigmoid": (lambda x: po.dice_loss(x, jnp.asarray(HOT), activation="sigmoid"), Z),
+    "cross_entropy": (lambda x: po.cross_entropy(x, a(LABELS), ignore_index=2, label_smoothing=0.1), Z),
+    "cross_entropy probabilities": (lambda x: po.cross_entropy(x, a(P)), Z),
+    "cross_entropy of probabilities": (lambda x: po.cross_entropy(x, a(LABELS), from_logits=False), P),
+    "binary_cross_entropy": (lambda x: po.binary_cross_entropy(x, a(HOT), pos_weight=HOT.tolist()[0][0]), Z),
+    "dice_coefficient": (lambda x: po.dice_coefficient(x, a(HOT), axis=(0, 2), smooth=1.0), P),
+    "dice_loss": (lambda x: po.dice_loss(x, a(LABELS), activation="softmax", axis=2, ignore_index=0), Z),
+    "dice_loss sigmoid": (lambda x: po.dice_loss(x, a(HOT), activation="sigmoid"), Z),
     "attention": (lambda x: po.scaled_dot_product_attention(x, x, x), Q),
-    "attention mask": (lambda x: po.scaled_dot_product_attention(x, x, x, mask=jnp.asarray(MASK)), Q),
+    "attention mask": (lambda x: po.scaled_dot_product_attention(x, x, x, mask=a(MASK)), Q),
     "attention causal": (lambda x: po.scaled_dot_product_attention(x, x, x, is_causal=True), Q),
-    "attention bias": (lambda x: po.scaled_dot_product_attention(x, x, x, bias=jnp.asarray(BIAS)), Q),
+    "attention bias": (lambda x: po.scaled_dot_product_attention(x, x, x, bias=a(BIAS)), Q),
     "attention grouped": (lambda x: po.scaled_dot_product_attention(x, x[:, :2], x[:, :2], enable_gqa=True), Q),
     "MultiHeadAttention": (lambda x: layer()(x, x, x), TOKENS),
 }
 COUNTING: dict[str, tuple[Function, Any]] = {
-    "confusion_matrix": (lambda x: po.confusion_matrix(x, jnp.asarray(LABELS), 5, ignore_index=1), LABELS[::-1]),
-    "intersection_and_union": (lambda x: po.intersection_and_union(x, jnp.asarray(LABELS), 5).union, LABELS[::-1]),
-    "class_iou": (lambda x: po.class_iou(x, jnp.asarray(LABELS), 6), LABELS[::-1]),
-    "mean_iou": (lambda x: po.mean_iou(x, jnp.asarray(LABELS), 6, absent=0.0), LABELS[::-1]),
+    "confusion_matrix": (lambda x: po.confusion_matrix(x, a(LABELS), 5, ignore_index=1), LABELS[::-1]),
+    "intersection_and_union": (lambda x: po.intersection_and_union(x, a(LABELS), 5).union, LABELS[::-1]),
+    "class_iou": (lambda x: po.class_iou(x, a(LABELS), 6), LABELS[::-1]),
+    "mean_iou": (lambda x: po.mean_iou(x, a(LABELS), 6, absent=0.0), LABELS[::-1]),
 }
 ALL = FLOATING | COUNTING
 
@@ -99,14 +102,14 @@ def close(result: Any, expected: Any) -> None:
 @pytest.mark.usefixtures("_bits")
 @table(ALL)
 def test_jit(function: Function, x: Any) -> None:
-    x = jnp.asarray(x)
+    x = a(x)
     close(jax.jit(function)(x), function(x))
 
 
 @usual_and_standard
 @table(ALL)
 def test_vmap(function: Function, x: Any) -> None:
-    batch = jnp.stack([jnp.asarray(x), jnp.asarray(x[::-1])])
+    batch = jnp.stack([a(x), a(x[::-1])])
     close(jax.vmap(function)(batch), jnp.stack([function(one) for one in batch]))
 
 
@@ -114,14 +117,14 @@ def test_vmap(function: Function, x: Any) -> None:
 @table(FLOATING)
 def test_grad_agrees_with_differences(function: Function, x: Any) -> None:
     with jax.enable_x64(True):
-        x = jnp.asarray(x)
-        weights = jnp.asarray(np.random.default_rng(1).normal(size=function(x).shape))
+        x = a(x)
+        weights = a(np.random.default_rng(1).normal(size=function(x).shape))
 
         def total(x: Any) -> Any:
             return (function(x) * weights).sum()
 
         gradient = jax.grad(total)(x)
-        direction = jnp.asarray(np.random.default_rng(2).normal(size=x.shape)) * (x != 0)
+        direction = a(np.random.default_rng(2).normal(size=x.shape)) * (x != 0)
         step = 1e-6
         slope = (total(x + step * direction) - total(x - step * direction)) / (2 * step)
         np.testing.assert_allclose(float((gradient * direction).sum()), float(slope), rtol=1e-6, atol=1e-8)
@@ -130,20 +133,20 @@ def test_grad_agrees_with_differences(function: Function, x: Any) -> None:
 
 @table(ALL)
 def test_scan(function: Function, x: Any) -> None:
-    x = jnp.asarray(x)
+    x = a(x)
     _, results = jax.lax.scan(lambda carry, one: (carry, function(one)), 0, jnp.stack([x, x[::-1]]))
     close(results, jnp.stack([function(x), function(x[::-1])]))
 
 
 @table(ALL)
 def test_shapes_without_values(function: Function, x: Any) -> None:
-    expected = function(jnp.asarray(x))
-    result = jax.eval_shape(function, jnp.asarray(x))
+    expected = function(a(x))
+    result = jax.eval_shape(function, a(x))
     assert (result.shape, result.dtype) == (expected.shape, expected.dtype)
 
 
 def test_the_layer_is_a_pytree() -> None:
-    made, x = layer(), jnp.asarray(TOKENS)
+    made, x = layer(), a(TOKENS)
     leaves, structure = jax.tree_util.tree_flatten(made)
     assert len(leaves) == 8
     assert structure == jax.tree_util.tree_structure(layer())
@@ -195,7 +198,7 @@ def test_probabilities_of_one_keep_their_eps_when_compiled() -> None:
 
 def test_host_kernels_read_without_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     counting = pytest.importorskip("portable_ops_backends.cpu.counting", reason="numba is not installed")
-    labels = jnp.asarray(np.arange(2**17) % 5, dtype=jnp.uint8)
+    labels = a(np.arange(2**17) % 5, dtype="uint8")
     seen = []
     counted = counting.count_areas
 
