@@ -173,6 +173,31 @@ def test_sigmoid_takes_unknown_sizes() -> None:
     np.testing.assert_array_equal(po.sigmoid(kept).compute(), po.sigmoid(X[0][X[0][:, 0] > 0]))
 
 
+def any_chunks(rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """Blocks of any sizes, some of size 0."""
+    chunks = []
+    for size in shape:
+        sizes: list[int] = []
+        while sum(sizes) < size:
+            sizes += [min(int(rng.integers(1, size + 1)), size - sum(sizes))] + [0] * (rng.random() < 0.2)
+        chunks.append(tuple(sizes) or (0,))
+    return tuple(chunks)
+
+
+@pytest.mark.filterwarnings("ignore:Increasing number of chunks")  # Dask's, where matmul meets chunks that do not fit
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_any_chunks_give_the_same(case: Case) -> None:
+    rng = np.random.default_rng(5)
+    call = case.make(rng, case.shape)
+    expected = parts(case.run(call))
+    for _ in range(8):
+        chosen = call.converted(lambda array: da.from_array(array, chunks=any_chunks(rng, array.shape)))
+        for result, wanted in zip(parts(case.run(chosen)), expected, strict=True):
+            computed = result.compute()
+            assert (computed.shape, computed.dtype) == (result.shape, result.dtype)
+            np.testing.assert_allclose(computed, wanted, rtol=1e-12, atol=1e-14)
+
+
 def test_blocks_may_be_empty() -> None:
     x = da.concatenate([chunked(X[:3]), chunked(X[:0]), chunked(X[3:])], axis=0)
     for call in (lambda x: po.softmax(x, axis=0), lambda x: po.logsumexp(x, axis=(0, 1)), lambda x: po.sigmoid(x)):

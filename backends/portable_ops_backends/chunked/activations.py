@@ -45,7 +45,8 @@ def logsumexp(x: Array, /, *, axis: Axis = -1, keepdims: bool = False, where: Ar
     """See `portable_ops.logsumexp`."""
     require_known_sizes("x", x)
     axes = normalized_axes(axis, x)
-    parts = _peaks_and_totals(in_floats(x), axes, spread(where, x))
+    z = in_floats(x)
+    parts = _peaks_and_totals(z, axes, spread(where, z))
     dtype = result_dtype(x)
     result = mapped(_logsumexp, parts, dtype=dtype, to=dtype.name)
     return result if keepdims else result.squeeze(axes)
@@ -54,8 +55,9 @@ def logsumexp(x: Array, /, *, axis: Axis = -1, keepdims: bool = False, where: Ar
 def _normalized(x: Array, axis: Axis, where: Array | None, logarithm: bool) -> Array:
     require_known_sizes("x", x)
     axes = normalized_axes(axis, x)
-    z, mask, dtype = in_floats(x), spread(where, x), result_dtype(x)
-    if all(x.numblocks[axis] == 1 for axis in axes):
+    z, dtype = in_floats(x), result_dtype(x)
+    mask = spread(where, z)
+    if all(z.numblocks[axis] == 1 for axis in axes):
         call = _call_log_softmax if logarithm else _call_softmax
         return mapped(call, z, mask, dtype=dtype, axis=axes)
     parts = _peaks_and_totals(z, axes, mask)

@@ -24,6 +24,7 @@ from portable_ops_backends.chunked.blocks import (
     namespace,
     only_block,
     result_dtype,
+    without_empty_blocks,
 )
 from portable_ops_backends.dask import require_generator
 
@@ -49,7 +50,7 @@ def scaled_dot_product_attention(
     if enable_gqa:
         q = q.rechunk({-3: -1})
     lead = {axis: -1 if enable_gqa and axis == q.ndim - 3 else q.chunks[axis] for axis in range(q.ndim - 2)}
-    k = key.rechunk(lead | {key.ndim - 1: -1})
+    k = without_empty_blocks(key).rechunk(lead | {key.ndim - 1: -1})
     v = value.rechunk(lead | {value.ndim - 1: -1, value.ndim - 2: k.chunks[-2]})
     names = tuple(f"lead {axis}" for axis in range(q.ndim - 2))
     row, column, inner, outer = "row", "column", "inner", "outer"
@@ -147,5 +148,6 @@ def _divided(parts: Parts, to: str, enable_gqa: bool) -> Array:
     xp = namespace(values)
     result = values / xp.where(total == 0, 1.0, total)
     if enable_gqa:
-        result = xp.reshape(result, (*result.shape[:-4], -1, *result.shape[-2:]))
+        heads, groups = result.shape[-4:-2]
+        result = xp.reshape(result, (*result.shape[:-4], heads * groups, *result.shape[-2:]))
     return returned(xp, result, getattr(xp, to))

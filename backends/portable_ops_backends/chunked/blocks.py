@@ -11,6 +11,7 @@ import numpy as np
 from dask.array.utils import meta_from_array
 
 from portable_ops.backend import Array
+from portable_ops.checks import has_unknown_sizes
 from portable_ops.routes import Namespace, backend_of, kind_of, namespace_of
 
 FAN_IN = 8
@@ -33,8 +34,15 @@ def result_dtype(array: Array) -> Any:
     return array.dtype if kind_of(array) in ("float", "half") else np.dtype(np.float64)
 
 
+def without_empty_blocks(array: Array) -> Array:
+    """The array without blocks of size 0, such as filtering leaves: they have no maximum, and do not broadcast."""
+    kept = tuple(tuple(size for size in sizes if size) or (0,) if 0 in sizes else sizes for sizes in array.chunks)
+    return array if kept == array.chunks or has_unknown_sizes(array) else array.rechunk(kept)
+
+
 def in_floats(array: Array) -> Array:
-    """The array with floats in it."""
+    """The array with floats in it, and no empty blocks."""
+    array = without_empty_blocks(array)
     dtype = result_dtype(array)
     return array if array.dtype == dtype else mapped(_cast, array, dtype=dtype, to=dtype.name)
 
@@ -60,6 +68,7 @@ def _with_gaps(function: Callable[..., Any], gaps: tuple[bool, ...], *blocks: Ar
 
 def aligned(array: Array, like: Array) -> Array:
     """An array that broadcasts to another, in the other's chunks along the axes that they share."""
+    array = without_empty_blocks(array)
     chunks = dict(enumerate(array.chunks))
     for axis in range(-1, -array.ndim - 1, -1):
         if array.shape[axis] == like.shape[axis]:
@@ -69,7 +78,7 @@ def aligned(array: Array, like: Array) -> Array:
 
 def spread(array: Array | None, like: Array) -> Array | None:
     """An array broadcast to the shape and blocks of another."""
-    return None if array is None else da.broadcast_to(array, like.shape).rechunk(like.chunks)
+    return None if array is None else da.broadcast_to(without_empty_blocks(array), like.shape).rechunk(like.chunks)
 
 
 Parts = tuple[Any, ...]

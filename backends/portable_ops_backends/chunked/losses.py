@@ -32,6 +32,7 @@ from portable_ops_backends.chunked.blocks import (
     result_dtype,
     sizes_one,
     whole,
+    without_empty_blocks,
 )
 
 
@@ -95,8 +96,8 @@ def cross_entropy(
     axis = class_axis_of(class_axis, logits)
     z, dtype, num_classes = _in_working_dtype(logits), result_dtype(logits), logits.shape[axis]
     indices = holds_indices(logits, target, axis)
-    t = da.expand_dims(target, axis) if indices else target
-    w = None if weight is None else along(da, weight, axis, z.ndim)
+    t = da.expand_dims(without_empty_blocks(target), axis) if indices else target
+    w = None if weight is None else along(da, without_empty_blocks(weight), axis, z.ndim)
     options: dict[str, Any] = {"axis": axis, "label_smoothing": label_smoothing, "from_logits": from_logits, "eps": eps}
     chunks = sizes_one(z, (axis,))
     if z.numblocks[axis] == 1:
@@ -264,13 +265,13 @@ def dice_loss(
     t, classes = target, None
     if tuple(target.shape) != tuple(pred.shape):
         number = class_axis_of(class_axis, pred, "pred")
-        t, classes = da.expand_dims(target, number), _classes(p, number)
+        t, classes = da.expand_dims(without_empty_blocks(target), number), _classes(p, number)
         options = {"num_classes": pred.shape[number], "ignore_index": ignore_index}
     else:
         options = {"num_classes": 0, "ignore_index": ignore_index}
     parts = mapped(_masks, p, t, classes, dtype=p.dtype, chunks=sizes_one(p, axes), axes=axes, **options)
     sums = joined(parts, added, axes, keepdims=True)
-    w = None if weight is None else along(da, weight, class_axis % pred.ndim, pred.ndim)
+    w = None if weight is None else along(da, without_empty_blocks(weight), class_axis % pred.ndim, pred.ndim)
     losses = mapped(_dice_losses, sums, w, dtype=p.dtype, smooth=smooth, absent=absent)
     result = _reduced(losses, reduction, result_dtype(pred))
     return result.squeeze(axes) if reduction == "none" else result

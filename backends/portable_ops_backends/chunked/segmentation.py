@@ -23,6 +23,7 @@ from portable_ops_backends.chunked.blocks import (
     result_dtype,
     sizes_one,
     whole,
+    without_empty_blocks,
 )
 
 
@@ -53,7 +54,7 @@ def _dice_of_parts(sums: Parts, smooth: float, absent: float, to: str) -> Array:
 def _counted(function: Any, pred: Array, target: Array, **options: Any) -> Array:
     """Counts of each block, added up: `Parts` in a 0-d array."""
     require_known_sizes("pred", pred)
-    axes = tuple(range(pred.ndim))
+    pred, axes = without_empty_blocks(pred), tuple(range(pred.ndim))
     parts = mapped(
         partial(_counts, function), pred, target, dtype=np.dtype(np.int64), chunks=sizes_one(pred, axes), **options
     )
