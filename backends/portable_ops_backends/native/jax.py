@@ -214,7 +214,7 @@ def _scanned(
         assert q is not None
         return number + 1, attend(q, m, b, number * step, number)
 
-    _, result = jax.lax.scan(body, xp.asarray(0), parts)
+    _, result = jax.lax.scan(body, 0, parts)
     result = xp.reshape(xp.moveaxis(result, 0, -3), (*q.shape[:-2], whole, v.shape[-1]))
     if whole < rows:
         m, b = (
