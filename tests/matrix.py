@@ -87,6 +87,8 @@ class Target:
     def supports(self, dtype: str) -> bool:
         if not hasattr(self.xp, dtype) or (self.device_name == "no_x64" and "64" in dtype):
             return False
+        if self.device_name == "no_float64" and dtype == "float64":
+            return False
         return dtype_name(self.array(np.zeros(1), dtype).dtype) == dtype
 
     @property
