@@ -76,8 +76,10 @@ def check_dtypes(case: Case, backend: Backend, value: str) -> None:
 def check_devices(case: Case, backend: Backend, value: str) -> None:
     if value == "no_x64" and case.operation in COUNTS:
         pytest.xfail("array-api-strict's searchsorted makes int64 on a device that has none")
-    result = first(case.run(brought(case, backend, device=value)))
-    if backend.device_of(result) is not None:
+    call = brought(case, backend, device=value)
+    result = first(case.run(call))
+    assert backend.device_of(result) == backend.device_of(call.args[0])
+    if backend.device_of(result) is not None and backend.to_device(value) is not None:
         assert backend.device_of(result) == backend.to_device(value)
     assert backend.name == "numpy" or backend_of(result) is backend
 

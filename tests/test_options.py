@@ -88,6 +88,7 @@ def _quiet(oracle: Callable[..., Any]) -> Callable[..., Any]:
 # --- losses
 
 
+@pytest.mark.many_shapes
 @pytest.mark.parametrize("kind", ["indices", "one-hot", "soft"])
 @pytest.mark.parametrize("from_logits", [True, False], ids=["logits", "probabilities"])
 def test_cross_entropy_options_together(target: Target, rng: np.random.Generator, kind: str, from_logits: bool) -> None:
@@ -108,6 +109,7 @@ def test_cross_entropy_options_together(target: Target, rng: np.random.Generator
         check(target, LOSS, "cross_entropy", scores, given, **options)
 
 
+@pytest.mark.many_shapes
 @pytest.mark.parametrize("from_logits", [True, False], ids=["logits", "probabilities"])
 def test_binary_cross_entropy_options_together(target: Target, rng: np.random.Generator, from_logits: bool) -> None:
     z = rng.normal(size=(2, 3, 4))
