@@ -10,6 +10,11 @@ from portable_ops.backend import Backend, Kernel, always
 from portable_ops_backends.cpu.availability import why_not_counting
 
 
+def device_of(array: Any) -> str:
+    """The host. The scalars that NumPy's functions make of 0-d arrays know it only since NumPy 2.1."""
+    return "cpu"
+
+
 def from_numpy(array: Any, device: Any = None, dtype: str | None = None) -> Any:
     """A copy, in the dtype named."""
     if device not in (None, "cpu"):
@@ -54,6 +59,7 @@ backend = Backend(
     from_numpy=from_numpy,
     to_numpy=to_numpy,
     install="numpy",
+    device_of=device_of,
     rng=rng,
     uniform=uniform,
     dtypes=("float16", "float32", "float64"),
