@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,28 +16,50 @@ import numba
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def compiled(function: F) -> F:
+def compiled(function: F | None = None, /, *, fastmath: Collection[str] = ()) -> Any:
     """Compile on first use, without the interpreter's lock, and keep the machine code on disk if there is a place for it.
 
     Numba keeps it beside the source or in the user's cache folder, and raises if it can write to neither, as in a container
     with a read-only file system. Then a private folder among the temporary files serves, or else no cache at all.
     """
+    if function is None:
+        return partial(compiled, fastmath=fastmath)
+    # As in NumPy, x / 0 is inf: a check for it would keep loops from being vectorised.
+    options: dict[str, Any] = {"nogil": True, "fastmath": set(fastmath), "error_model": "numpy"}
     try:
-        return numba.njit(function, nogil=True, cache=True)
+        return _without_stale_code(numba.njit(function, cache=True, **options))
     except RuntimeError:
         folder = private_folder()
         if folder is None:
-            return numba.njit(function, nogil=True)
+            return numba.njit(function, **options)
         settings: Any = numba.config
         before = settings.CACHE_DIR
         try:
             # Numba looks at this when it decorates; the setting is everybody's, so it is put back.
             settings.CACHE_DIR = str(folder)
-            return numba.njit(function, nogil=True, cache=True)
+            return _without_stale_code(numba.njit(function, cache=True, **options))
         except RuntimeError:
-            return numba.njit(function, nogil=True)
+            return numba.njit(function, **options)
         finally:
             settings.CACHE_DIR = before
+
+
+def _without_stale_code(kernel: Any) -> Any:
+    """Drop what was compiled before any of this folder's modules changed: Numba looks at the kernel's own module alone."""
+    folder = kernel.stats.cache_path
+    function = kernel.py_func
+    index = f"{Path(function.__code__.co_filename).stem}.{function.__qualname__}-{function.__code__.co_firstlineno}."
+    with suppress(OSError):
+        for kept in Path(folder).glob(f"{index}*.nbi"):
+            if kept.stat().st_mtime < newest_source():
+                kept.unlink()
+    return kernel
+
+
+@cache
+def newest_source() -> float:
+    """When the youngest module of this folder was written, in seconds."""
+    return max(source.stat().st_mtime for source in Path(__file__).parent.glob("*.py"))
 
 
 def private_folder() -> Path | None:

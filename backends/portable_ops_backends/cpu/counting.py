@@ -1,8 +1,9 @@
 """Counting pairs of labels in one pass over them.
 
 Label maps have long runs. Eight uint8 labels of each map are read as one word; where both words are uniform, eight pixels are
-counted at once, and where they equal the words before them, nothing but a length is kept. Other pixels are counted one by one
-into several histograms in turn, since adding to a counter that was stored to just now has to wait for that store.
+counted at once, and where eight words of each equal the words before them, nothing but a length is kept. Other pixels are
+counted one by one into several histograms in turn, since adding to a counter that was stored to just now has to wait for that
+store. uint8 labels index a table of all pairs that there can be, so that none need be compared with the number of classes.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import numpy as np
 
 from portable_ops.counting import Areas, raise_for_labels
 from portable_ops_backends.cpu.compiling import compiled
+from portable_ops_backends.cpu.labels import comparable, label_to_ignore
+from portable_ops_backends.cpu.layout import memory_order, readonly
 from portable_ops_backends.cpu.threads import parts_of, run_in_parts
 
 Array = np.ndarray[Any, Any]
@@ -23,65 +26,89 @@ SMALLEST_PART = 2**15
 MOST_CLASSES_OF_A_MATRIX = 128
 """Areas of up to so many classes are read off the pairs, whose counters then fit into the cache of a core."""
 
+BYTES = 256
+ROW_OF_TABLE = BYTES + 16
+"""Rows of the table of uint8 pairs; not a power of two, which would put the counters of many pairs into one set of the cache."""
+
+MOST_WORDS = 2**28
+"""Words of eight labels after which counters of 32 bits are emptied; they end at 2**32."""
+
 
 @compiled
-def _count_words(pred: Array, target: Array, num_classes: int, ignored: int, counts: Array) -> None:
-    """Pairs of uint8 labels in words of eight; `counts` is (LANES, K * K + 2): the pairs, bad ones, ignored ones."""
-    bad = num_classes * num_classes
-    ones = np.uint64(0x0101010101010101)
-    byte = np.uint64(0xFF)
-    last_p, last_t = np.uint64(0), np.uint64(0)
-    code, run = -1, 0
-    for i in range(pred.size):
-        p_word, t_word = pred[i], target[i]
-        if code >= 0 and p_word == last_p and t_word == last_t:
-            run += 8
-            continue
-        if run:
-            counts[0, code] += run
-            run = 0
-        p, t = p_word & byte, t_word & byte
-        if p_word == p * ones and t_word == t * ones:
-            p_label, t_label = np.int64(p), np.int64(t)
-            inside = t_label < num_classes and p_label < num_classes
-            code = int(t_label * num_classes + p_label) if inside else bad
-            if t_label == ignored:
-                code = bad + 1
-            last_p, last_t = p_word, t_word
-            run = 8
-        else:
-            code = -1
-            for lane in range(8):
-                p_label = np.int64(p_word & byte)
-                t_label = np.int64(t_word & byte)
-                p_word >>= np.uint64(8)
-                t_word >>= np.uint64(8)
-                if t_label == ignored:
+def _count_words(pred: Array, target: Array, table: Array) -> None:
+    """Pairs of uint8 labels in words of eight; `table` is (LANES, BYTES * ROW_OF_TABLE), indexed by target, then prediction."""
+    ones, byte, row = np.uint64(0x0101010101010101), np.uint64(0xFF), np.uint64(ROW_OF_TABLE)
+    run, last_p, last_t = np.uint32(0), np.uint64(0), np.uint64(0)
+    i = 0
+    while i < pred.size:
+        if i + 8 <= pred.size:
+            differs = np.uint64(0)
+            for k in range(8):
+                differs |= (pred[i + k] ^ last_p) | (target[i + k] ^ last_t)
+            if run and not differs:
+                run += np.uint32(64)
+                i += 8
+                continue
+        for j in range(i, min(i + 8, pred.size)):
+            p, t = pred[j], target[j]
+            if run:
+                if p == last_p and t == last_t:
+                    run += np.uint32(8)
                     continue
-                inside = t_label < num_classes and p_label < num_classes
-                counts[lane & (LANES - 1), t_label * num_classes + p_label if inside else bad] += 1
+                table[0, (last_t & byte) * row + (last_p & byte)] += run
+                run = np.uint32(0)
+            if p == (p & byte) * ones and t == (t & byte) * ones:
+                last_p, last_t, run = p, t, np.uint32(8)
+            else:
+                for lane in range(8):
+                    table[np.uint64(lane & (LANES - 1)), (t & byte) * row + (p & byte)] += np.uint32(1)
+                    p >>= np.uint64(8)
+                    t >>= np.uint64(8)
+        i += 8
     if run:
-        counts[0, code] += run
+        table[0, (last_t & byte) * row + (last_p & byte)] += run
+
+
+@compiled
+def _read_table(table: Array, ignored: int, pairs: Array) -> int:
+    """Add the pairs of named classes to `pairs`; the number of those whose target is to be ignored."""
+    dropped = 0
+    for lane in range(LANES):
+        for t in range(pairs.shape[0]):
+            if t != ignored:
+                for p in range(pairs.shape[1]):
+                    pairs[t, p] += table[lane, t * ROW_OF_TABLE + p]
+        if ignored >= 0:
+            for p in range(BYTES):
+                dropped += table[lane, ignored * ROW_OF_TABLE + p]
+    return dropped
 
 
 @compiled
 def _count_labels(pred: Array, target: Array, num_classes: int, ignored: int, has_ignored: bool, counts: Array) -> None:
-    """Pairs of labels of any integer dtypes, which compare as int64; `counts` as for words."""
+    """Pairs of labels of any integer dtypes, which compare as int64; `counts` is (LANES, K * K + 2): pairs, bad, ignored."""
     bad = num_classes * num_classes
     last_p, last_t = np.int64(-1), np.int64(-1)
     code, run = bad + 1, 0
-    lane = 0
-    for i in range(pred.size):
-        p, t = np.int64(pred[i]), np.int64(target[i])
-        if p == last_p and t == last_t:
-            run += 1
-            continue
-        lane = (lane + 1) & (LANES - 1)
-        counts[lane, code] += run
-        code = int(t * num_classes + p) if 0 <= t < num_classes and 0 <= p < num_classes else bad
-        if has_ignored and t == ignored:
-            code = bad + 1
-        last_p, last_t, run = p, t, 1
+    whole = pred.size // 8 * 8
+    for i in range(0, pred.size, 8):
+        if i < whole:
+            differs = np.int64(0)
+            for k in range(8):
+                differs |= (np.int64(pred[i + k]) ^ last_p) | (np.int64(target[i + k]) ^ last_t)
+            if not differs:
+                run += 8
+                continue
+        for j in range(i, min(i + 8, pred.size)):
+            p, t = np.int64(pred[j]), np.int64(target[j])
+            if p == last_p and t == last_t:
+                run += 1
+                continue
+            counts[j & (LANES - 1), code] += run
+            code = int(t * num_classes + p) if 0 <= t < num_classes and 0 <= p < num_classes else bad
+            if has_ignored and t == ignored:
+                code = bad + 1
+            last_p, last_t, run = p, t, 1
     counts[0, code] += run
 
 
@@ -105,28 +132,45 @@ def _count_many_classes(
 def count_pairs(pred: Array, target: Array, num_classes: int, ignore_index: int | None) -> tuple[Array, int]:
     """The confusion matrix, rows = target, and how many elements have a label that names no class."""
     p, t, ignored = _prepared(pred, target, ignore_index)
+    if p.dtype == t.dtype == np.uint8:
+        return _pairs_of_bytes(p, t, num_classes, ignored)
     bad = num_classes**2
     counts = np.zeros((parts_of(p.size, SMALLEST_PART), LANES, bad + 2), np.int64)
     label = -1 if ignored is None else ignored
-    if p.dtype == t.dtype == np.uint8:
-        whole = p.size // 8 * 8
-        p_words, t_words = _readonly(p[:whole].view(np.uint64)), _readonly(t[:whole].view(np.uint64))
 
-        def work(part: int, start: int, stop: int) -> None:
-            _count_words(p_words[start:stop], t_words[start:stop], num_classes, label, counts[part])
+    def work(part: int, start: int, stop: int) -> None:
+        _count_labels(p[start:stop], t[start:stop], num_classes, label, ignored is not None, counts[part])
 
-        run_in_parts(work, whole // 8, SMALLEST_PART // 8)
-        for x, y in zip(p[whole:].tolist(), t[whole:].tolist(), strict=True):
-            if y != ignored:
-                counts[0, 0, y * num_classes + x if x < num_classes and y < num_classes else bad] += 1
-    else:
-
-        def work(part: int, start: int, stop: int) -> None:
-            _count_labels(p[start:stop], t[start:stop], num_classes, label, ignored is not None, counts[part])
-
-        run_in_parts(work, p.size, SMALLEST_PART)
+    run_in_parts(work, p.size, SMALLEST_PART)
     total = counts.sum(axis=(0, 1))
     return total[:bad].reshape(num_classes, num_classes), int(total[bad])
+
+
+def _pairs_of_bytes(p: Array, t: Array, num_classes: int, ignored: int | None) -> tuple[Array, int]:
+    words = p.size // 8
+    p_words, t_words = readonly(p[: words * 8].view(np.uint64)), readonly(t[: words * 8].view(np.uint64))
+    named = min(num_classes, BYTES)
+    label = -1 if ignored is None or not 0 <= ignored < BYTES else ignored
+    parts = parts_of(words, SMALLEST_PART // 8)
+    pairs, dropped = np.zeros((parts, named, named), np.int64), np.zeros(parts, np.int64)
+
+    def work(part: int, start: int, stop: int) -> None:
+        for first in range(start, stop, MOST_WORDS):
+            # Zeroed memory of which only the rows of labels that occur are ever touched.
+            table = np.zeros((LANES, BYTES * ROW_OF_TABLE), np.uint32)
+            last = min(first + MOST_WORDS, stop)
+            _count_words(p_words[first:last], t_words[first:last], table)
+            dropped[part] += _read_table(table, label, pairs[part])
+
+    run_in_parts(work, words, SMALLEST_PART // 8)
+    total = np.zeros((num_classes, num_classes), np.int64)
+    total[:named, :named] = pairs.sum(axis=0)
+    counted = words * 8 - int(dropped.sum())
+    for x, y in zip(p[words * 8 :].tolist(), t[words * 8 :].tolist(), strict=True):
+        counted += y != label
+        if y != label and x < named and y < named:
+            total[y, x] += 1
+    return total, counted - int(total.sum())
 
 
 def count_areas(
@@ -153,31 +197,9 @@ def count_areas(
 
 def _prepared(pred: Array, target: Array, ignore_index: int | None) -> tuple[Array, Array, int | None]:
     """Labels as flat read-only arrays in one order, of types that compare as int64, and the label to ignore, if any."""
-    if pred.flags.f_contiguous and target.flags.f_contiguous:
-        pred, target = pred.T, target.T
-    p, t = np.ravel(pred), np.ravel(target)
-    ignored = ignore_index
-    if t.dtype == np.uint64 and ignored is not None and ignored < 0:
-        ignored = None
-    if ignored is not None and not -(2**63) <= ignored < 2**63:
-        ignored = None
-    return _readonly(_native(p)), _readonly(_native(t)), ignored
-
-
-def _native(labels: Array) -> Array:
-    """Labels in the machine's byte order; bools as uint8, and uint64 as int64, where what is too large is negative."""
-    if labels.dtype == np.bool_:
-        return labels.view(np.uint8)
-    if not labels.dtype.isnative:
-        labels = labels.astype(labels.dtype.newbyteorder("="))
-    return labels.view(np.int64) if labels.dtype == np.uint64 else labels
-
-
-def _readonly(labels: Array) -> Array:
-    """A read-only view: Numba compiles anew for arrays that may be written to."""
-    view = labels.view()
-    view.flags.writeable = False
-    return view
+    order = memory_order(pred)
+    p, t = (readonly(comparable(np.ravel(labels.transpose(order)))) for labels in (pred, target))
+    return p, t, label_to_ignore(target, ignore_index)
 
 
 def confusion_matrix(

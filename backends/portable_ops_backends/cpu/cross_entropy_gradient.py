@@ -1,0 +1,100 @@
+"""The gradient of cross-entropy with respect to the logits, in one pass over them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from portable_ops_backends.cpu.arithmetic import FUSED
+from portable_ops_backends.cpu.compiling import compiled
+from portable_ops_backends.cpu.cross_entropy import Problem, class_of
+from portable_ops_backends.cpu.halves import narrowed
+from portable_ops_backends.cpu.layout import Array
+from portable_ops_backends.cpu.softmax import (
+    SHORTEST_ROW,
+    SMALLEST_PART,
+    columns_of_block,
+    read_block,
+    sum_of_columns,
+    width_of_block,
+)
+from portable_ops_backends.cpu.threads import run_in_parts
+
+
+@compiled(fastmath=FUSED)
+def _scale(line: Array, factor: Array, even: Array, weight: Any) -> None:
+    for j in range(line.size):
+        # An element that is ignored has no gradient, also where its logits are nan.
+        line[j] = (line[j] * factor[j] if factor[j] != 0 else factor[j]) - even[j] * weight
+
+
+@compiled(fastmath=FUSED)
+def _store(line: Array, piece: Array, bfloat: bool) -> None:
+    for j in range(line.size):
+        piece[j] = narrowed(line[j], piece, bfloat)
+
+
+@compiled
+def _columns(
+    x: Array,
+    target: Array,
+    ignored: int,
+    has_ignored: bool,
+    weight: Array,
+    smoothing: Any,
+    bfloat: bool,
+    block: Array,
+    upstream: Array,
+    out: Array,
+    start: int,
+    stop: int,
+) -> None:
+    """Columns of (outer, n, inner); `upstream` is the gradient of each element's loss, or one number for all."""
+    n, inner = block.shape[0], x.shape[2]
+    peak, short = np.empty(block.shape[1], block.dtype), np.empty(block.shape[1], block.dtype)
+    even, total = np.empty(block.shape[1], block.dtype), np.empty(block.shape[1], np.float64)
+    share = smoothing / n
+    all_weights = weight.sum()
+    while start < stop:
+        width = width_of_block(start, stop, inner, block.shape[1])
+        read_block(x, start, width, bfloat, block, peak)
+        sum_of_columns(block, width, peak, short, total, True)
+        for j in range(width):
+            t = class_of(target[start + j], n, ignored, has_ignored)
+            up = upstream[start + j if upstream.size > 1 else 0]
+            if t >= 0:
+                hit = up * (1 - smoothing) * weight[t]
+                even[j] = up * share
+                factor = (hit + even[j] * all_weights) / short[j]
+                # What the scaling below leaves of this power is the class's own part less the hit.
+                block[t, j] -= hit / factor if factor else 0
+                short[j] = factor
+            else:
+                even[j], short[j] = 0, 0
+        for c in range(n):
+            _scale(block[c, :width], short[:width], even[:width], weight[c])
+        if inner >= SHORTEST_ROW:
+            o, i = start // inner, start % inner
+            for c in range(n):
+                _store(block[c, :width], out[o, c, i : i + width], bfloat)
+        else:
+            for j in range(width):
+                o, i = (start + j) // inner, (start + j) % inner
+                for c in range(n):
+                    out[o, c, i] = narrowed(block[c, j], out, bfloat)
+        start += width
+
+
+def gradient(given: Problem, upstream: Array) -> Array:
+    """Of the losses, given that with respect to each of them, or to their sum; (outer, n, inner), as the logits."""
+    outer, n, inner = given.logits.shape
+    made = np.empty(given.logits.shape, given.logits.dtype)
+    up = np.ascontiguousarray(upstream, given.real).reshape(-1)
+
+    def work(part: int, start: int, stop: int) -> None:
+        block = np.empty((n, columns_of_block(n, given.real.itemsize)), given.real)
+        _columns(*given, block, up, made, start, stop)
+
+    run_in_parts(work, outer * inner, max(1, SMALLEST_PART // n))
+    return made

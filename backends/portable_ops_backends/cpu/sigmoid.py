@@ -1,0 +1,66 @@
+"""sigmoid and log_sigmoid, element by element."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from portable_ops_backends.cpu.arithmetic import FUSED, logarithm, power_of_e
+from portable_ops_backends.cpu.compiling import compiled
+from portable_ops_backends.cpu.halves import narrowed, widened
+from portable_ops_backends.cpu.layout import Array, memory_order, readonly
+from portable_ops_backends.cpu.threads import run_in_parts
+
+SMALLEST_PART = 2**14
+
+# Beside a float32 or a float64 it leaves the dtype as it is; an integer beside a float32 makes Numba compute in float64.
+ONE = np.float32(1)
+ZERO = np.float32(0)
+
+
+@compiled(fastmath=FUSED)
+def write_sigmoid(x: Array, bfloat: bool, out: Array) -> None:
+    """The sigmoid of each element."""
+    for i in range(x.size):
+        z = widened(x[i], bfloat)
+        power = power_of_e(-abs(z))
+        out[i] = narrowed((power if z < ZERO else ONE) / (ONE + power), out, bfloat)
+
+
+@compiled(fastmath=FUSED)
+def write_log_sigmoid(x: Array, bfloat: bool, out: Array) -> None:
+    """The logarithm of the sigmoid of each element."""
+    for i in range(x.size):
+        z = widened(x[i], bfloat)
+        power = power_of_e(-abs(z))
+        total = ONE + power
+        # The logarithm of what the sum was rounded to, and to first order of what that has lost.
+        log = logarithm(total) + (power - (total - ONE)) / total
+        out[i] = narrowed((z if z < ZERO else ZERO) - log, out, bfloat)
+
+
+def each(write: Callable[[Array, bool, Array], None], x: Array, bfloat: bool = False) -> Array:
+    """An array like `x`, element by element. Halves may come as their bits."""
+    order = memory_order(x)
+    moved = np.ascontiguousarray(x.transpose(order))
+    made = np.empty(moved.shape, x.dtype)
+    given, out = readonly(moved.reshape(-1)), made.reshape(-1)
+    if x.dtype.itemsize == 2:
+        given, out = given.view(np.uint16), out.view(np.uint16)
+
+    def work(part: int, start: int, stop: int) -> None:
+        write(given[start:stop], bfloat, out[start:stop])
+
+    run_in_parts(work, given.size, SMALLEST_PART)
+    return made.transpose(np.argsort(order))
+
+
+def sigmoid(x: Array, /) -> Array:
+    """See `portable_ops.sigmoid`."""
+    return each(write_sigmoid, x)
+
+
+def log_sigmoid(x: Array, /) -> Array:
+    """See `portable_ops.log_sigmoid`."""
+    return each(write_log_sigmoid, x)

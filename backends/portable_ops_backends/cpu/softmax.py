@@ -1,0 +1,304 @@
+"""softmax, log_softmax and logsumexp along one axis.
+
+Long rows of a last axis are done one by one. Everything else, such as the class axis of (B, C, H, W), is done in blocks: many
+neighbouring columns, all of their entries, so that a block stays in cache between its passes and memory is read once and
+written once. Shifted by their maximum, powers are summed in pairs of short sums.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from portable_ops_backends.cpu.arithmetic import FUSED, LONGEST_SUM, REORDERED, logarithm, of_rank, power_of_e, rank, two_sum
+from portable_ops_backends.cpu.compiling import compiled
+from portable_ops_backends.cpu.halves import narrowed, widened
+from portable_ops_backends.cpu.layout import Array, along
+from portable_ops_backends.cpu.threads import run_in_parts
+
+SOFTMAX, LOG_SOFTMAX, LOGSUMEXP = range(3)
+
+SHORTEST_ROW = 64
+"""Shorter rows are done as columns of a block, whose length does not depend on theirs."""
+
+BLOCK_BYTES = 2**17
+"""A block and the lines of memory it comes from fit into a core's second cache."""
+
+SMALLEST_PART = 2**14
+
+
+@compiled
+def peak_of(row: Array) -> Any:
+    """The maximum; a number or nan if there is a nan."""
+    highest = rank(row[0])
+    for i in range(1, row.size):
+        key = rank(row[i])
+        highest = key if key > highest else highest
+    return of_rank(highest)
+
+
+@compiled(fastmath=REORDERED)
+def _sum_of_powers(row: Array, peak: Any) -> Any:
+    total = row[0] * 0
+    for i in range(row.size):
+        total += power_of_e(row[i] - peak)
+    return total
+
+
+@compiled(fastmath=REORDERED)
+def _write_powers(row: Array, peak: Any, out: Array) -> Any:
+    total = row[0] * 0
+    for i in range(row.size):
+        power = power_of_e(row[i] - peak)
+        out[i] = power
+        total += power
+    return total
+
+
+@compiled
+def joined_row(row: Array, powers: Array, form: int) -> Any:
+    """The maximum of a row and the sum of its powers, which are written for a softmax."""
+    peak = peak_of(row)
+    # Sums of short sums, with what is lost by each addition: a row may be long.
+    total, lost = 0.0, 0.0
+    for start in range(0, row.size, LONGEST_SUM):
+        stop = min(start + LONGEST_SUM, row.size)
+        if form == SOFTMAX:
+            term = np.float64(_write_powers(row[start:stop], peak, powers[start:stop]))
+        else:
+            term = np.float64(_sum_of_powers(row[start:stop], peak))
+        total, missing = two_sum(total, term)
+        lost += missing
+    return peak, total + lost
+
+
+@compiled
+def _is_finite(x: Any) -> bool:
+    return bool(x - x == 0)
+
+
+@compiled
+def _rows(x: Array, out: Array, form: int, bfloat: bool, row: Array, powers: Array, start: int, stop: int) -> None:
+    """Rows of (rows, n); `row` and `powers` are of size n in the dtype to compute in."""
+    number = row.dtype.type
+    for r in range(start, stop):
+        for i in range(row.size):
+            row[i] = widened(x[r, i], bfloat)
+        peak, total = joined_row(row, powers, form)
+        if form == SOFTMAX:
+            divisor = number(total)
+            for i in range(row.size):
+                out[r, i] = narrowed(powers[i] / divisor, out, bfloat)
+        elif form == LOG_SOFTMAX:
+            log = number(logarithm(total))
+            for i in range(row.size):
+                out[r, i] = narrowed((row[i] - peak) - log, out, bfloat)
+        else:
+            result = number(peak + logarithm(total))
+            if not _is_finite(peak):
+                # Shifted by an infinity, all is nan: the sum is that infinity, unless there is a nan.
+                result = peak
+                for i in range(row.size):
+                    result = row[i] if row[i] != row[i] else result
+            out[r, 0] = narrowed(result, out, bfloat)
+
+
+@compiled(fastmath=FUSED)
+def _read_line(piece: Array, bfloat: bool, line: Array, peak: Array) -> None:
+    for j in range(line.size):
+        value = widened(piece[j], bfloat)
+        line[j] = value
+        peak[j] = value if value > peak[j] else peak[j]
+
+
+@compiled
+def read_block(x: Array, start: int, width: int, bfloat: bool, block: Array, peak: Array) -> None:
+    """Columns `start` to ``start + width`` of all that (outer, n, inner) has, and their maxima."""
+    inner = x.shape[2]
+    peak[:width] = -np.inf
+    if inner >= SHORTEST_ROW:
+        o, i = start // inner, start % inner
+        for c in range(x.shape[1]):
+            # Slices: an index that might be negative, as Numba sees it, is not vectorised.
+            _read_line(x[o, c, i : i + width], bfloat, block[c, :width], peak[:width])
+    else:
+        for j in range(width):
+            o, i = (start + j) // inner, (start + j) % inner
+            for c in range(x.shape[1]):
+                value = widened(x[o, c, i], bfloat)
+                block[c, j] = value
+                peak[j] = value if value > peak[j] else peak[j]
+        # A nan is neither higher nor lower: the sum of powers finds it.
+
+
+@compiled(fastmath=FUSED)
+def _finish_line(line: Array, peak: Array, short: Array, form: int) -> None:
+    if form == SOFTMAX:
+        for j in range(line.size):
+            line[j] = line[j] / short[j]
+    else:
+        for j in range(line.size):
+            line[j] = (line[j] - peak[j]) - short[j]
+
+
+@compiled(fastmath=FUSED)
+def _finish_line_in(piece: Array, bfloat: bool, line: Array, peak: Array, short: Array, form: int) -> None:
+    if form == SOFTMAX:
+        for j in range(line.size):
+            piece[j] = narrowed(line[j] / short[j], piece, bfloat)
+    else:
+        for j in range(line.size):
+            piece[j] = narrowed((line[j] - peak[j]) - short[j], piece, bfloat)
+
+
+@compiled
+def _write_block(
+    block: Array, start: int, width: int, peak: Array, short: Array, form: int, bfloat: bool, out: Array
+) -> None:
+    """Powers divided by their sums, or shifted logits less the logarithms of their sums, to where they belong."""
+    inner = out.shape[2]
+    peak, short = peak[:width], short[:width]
+    if inner >= SHORTEST_ROW:
+        o, i = start // inner, start % inner
+        for c in range(out.shape[1]):
+            _finish_line_in(out[o, c, i : i + width], bfloat, block[c, :width], peak, short, form)
+    else:
+        for c in range(out.shape[1]):
+            _finish_line(block[c, :width], peak, short, form)
+        for j in range(width):
+            o, i = (start + j) // inner, (start + j) % inner
+            for c in range(out.shape[1]):
+                out[o, c, i] = narrowed(block[c, j], out, bfloat)
+
+
+@compiled
+def _write_sums(block: Array, start: int, width: int, peak: Array, short: Array, bfloat: bool, out: Array) -> None:
+    """Logarithms of the sums, whose shifted ones are `short`."""
+    inner = out.shape[2]
+    for j in range(width):
+        result = peak[j] + short[j]
+        if not _is_finite(peak[j]):
+            # Shifted by an infinity, all is nan: the sum is that infinity, unless there is a nan.
+            result = peak[j]
+            for c in range(block.shape[0]):
+                result = block[c, j] if block[c, j] != block[c, j] else result
+        o, i = (start + j) // inner, (start + j) % inner
+        out[o, 0, i] = narrowed(result, out, bfloat)
+
+
+@compiled
+def width_of_block(start: int, stop: int, inner: int, most: int) -> int:
+    """Columns to take from `start` on: no more than the rest of a piece in which they are neighbours."""
+    width = min(most, stop - start)
+    return min(width, inner - start % inner) if inner >= SHORTEST_ROW else width
+
+
+@compiled(fastmath=FUSED)
+def _add_powers(line: Array, peak: Array, short: Array) -> None:
+    for j in range(peak.size):
+        short[j] += power_of_e(line[j] - peak[j])
+
+
+@compiled(fastmath=FUSED)
+def _take_powers(line: Array, peak: Array, short: Array) -> None:
+    for j in range(peak.size):
+        power = power_of_e(line[j] - peak[j])
+        line[j] = power
+        short[j] += power
+
+
+@compiled
+def sum_of_columns(block: Array, width: int, peak: Array, short: Array, total: Array, keep_powers: bool) -> None:
+    """Sums of the powers of a block's columns, in the dtype of the block; the powers take its place if they are kept."""
+    # Slices of lines, not of the block, whose lines Numba would not know to be contiguous any more.
+    peak, short, total = peak[:width], short[:width], total[:width]
+    total[:] = 0.0
+    for first in range(0, block.shape[0], LONGEST_SUM // 8):
+        short[:] = 0
+        for c in range(first, min(first + LONGEST_SUM // 8, block.shape[0])):
+            if keep_powers:
+                _take_powers(block[c, :width], peak, short)
+            else:
+                _add_powers(block[c, :width], peak, short)
+        for j in range(width):
+            total[j] += short[j]
+    for j in range(width):
+        short[j] = total[j]
+
+
+@compiled(fastmath=FUSED)
+def take_logarithms(x: Array) -> None:
+    """The logarithms of numbers that are at least one, in their place."""
+    for j in range(x.size):
+        x[j] = logarithm(x[j])
+
+
+@compiled
+def _columns(x: Array, out: Array, form: int, bfloat: bool, block: Array, start: int, stop: int) -> None:
+    """Columns of (outer, n, inner), numbered along outer and inner; `block` is (n, columns), in the dtype to compute in."""
+    peak, short = np.empty(block.shape[1], block.dtype), np.empty(block.shape[1], block.dtype)
+    total = np.empty(block.shape[1], np.float64)
+    while start < stop:
+        width = width_of_block(start, stop, x.shape[2], block.shape[1])
+        read_block(x, start, width, bfloat, block, peak)
+        sum_of_columns(block, width, peak, short, total, form == SOFTMAX)
+        if form != SOFTMAX:
+            take_logarithms(short[:width])
+        if form == LOGSUMEXP:
+            _write_sums(block, start, width, peak, short, bfloat, out)
+        else:
+            _write_block(block, start, width, peak, short, form, bfloat, out)
+        start += width
+
+
+def columns_of_block(n: int, itemsize: int) -> int:
+    """How many columns of `n` entries fit into a block: no fewer than a few lines of memory."""
+    return max(64, min(4096, BLOCK_BYTES // (n * itemsize)) // 16 * 16)
+
+
+def joined(x: Array, axis: int, form: int, bfloat: bool = False) -> Array:
+    """An array like `x`; for LOGSUMEXP, one of size 1 along the axis. Halves may come as their bits."""
+    arranged, order, place = along(x, axis)
+    outer, n, inner = arranged.shape
+    half = x.dtype.itemsize == 2
+    real = np.float32 if half else x.dtype
+    shape = [x.shape[one] for one in order]
+    if form == LOGSUMEXP:
+        shape[place] = 1
+    made = np.empty(shape, x.dtype)
+    out = made.reshape(outer, -1, inner)
+    if half:
+        arranged, out = arranged.view(np.uint16), out.view(np.uint16)
+    if inner == 1 and n >= SHORTEST_ROW:
+        long, results = arranged.reshape(outer, n), out.reshape(outer, -1)
+
+        def rows(part: int, start: int, stop: int) -> None:
+            row, powers = np.empty(n, real), np.empty(n if form == SOFTMAX else 0, real)
+            _rows(long, results, form, bfloat, row, powers, start, stop)
+
+        run_in_parts(rows, outer, max(1, SMALLEST_PART // n))
+    else:
+        width = columns_of_block(n, np.dtype(real).itemsize)
+
+        def columns(part: int, start: int, stop: int) -> None:
+            _columns(arranged, out, form, bfloat, np.empty((n, width), real), start, stop)
+
+        run_in_parts(columns, outer * inner, max(1, SMALLEST_PART // n))
+    return made.transpose(np.argsort(order))
+
+
+def softmax(x: Array, /, *, axis: int = -1, where: None = None) -> Array:
+    """See `portable_ops.softmax`."""
+    return joined(x, axis, SOFTMAX)
+
+
+def log_softmax(x: Array, /, *, axis: int = -1, where: None = None) -> Array:
+    """See `portable_ops.log_softmax`."""
+    return joined(x, axis, LOG_SOFTMAX)
+
+
+def logsumexp(x: Array, /, *, axis: int = -1, keepdims: bool = False, where: None = None) -> Array:
+    """See `portable_ops.logsumexp`."""
+    result = joined(x, axis, LOGSUMEXP)
+    return result if keepdims else np.squeeze(result, axis)

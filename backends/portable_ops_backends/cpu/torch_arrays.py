@@ -1,0 +1,22 @@
+"""torch tensors in host memory as NumPy arrays of the same memory, and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Array = np.ndarray[Any, Any]
+
+
+def as_array(x: Tensor) -> Array:
+    """The same memory; bfloat16, which NumPy lacks, as its bits."""
+    x = x.detach()
+    return x.view(torch.int16).numpy().view(np.uint16) if x.dtype == torch.bfloat16 else x.numpy()
+
+
+def as_tensor(x: Array, dtype: torch.dtype) -> Tensor:
+    """The same memory; bits as what they are the bits of."""
+    return torch.from_numpy(x.view(np.int16)).view(dtype) if x.dtype == np.uint16 else torch.from_numpy(x).to(dtype)
