@@ -1,9 +1,9 @@
 """Counting pairs of labels in one pass over them.
 
-Label maps have long runs. Eight uint8 labels of each map are read as one word; where both words are uniform, eight pixels are
-counted at once, and where eight words of each equal the words before them, nothing but a length is kept. Other pixels are
-counted one by one into several histograms in turn, since adding to a counter that was stored to just now has to wait for that
-store. uint8 labels index a table of all pairs that there can be, so that none need be compared with the number of classes.
+Label maps have long runs. Where 64 pairs are the same, they are counted at once; of 64 uint8 labels, which are eight words of
+eight bytes, each word that is uniform is. Other pairs are counted one by one into several histograms in turn, since adding to a
+counter that was stored to just now has to wait for that store. uint8 labels index a table of all pairs that there can be, so
+that none need be compared with the number of classes.
 """
 
 from __future__ import annotations
@@ -30,43 +30,53 @@ BYTES = 256
 ROW_OF_TABLE = BYTES + 16
 """Rows of the table of uint8 pairs; not a power of two, which would put the counters of many pairs into one set of the cache."""
 
-MOST_WORDS = 2**28
-"""Words of eight labels after which counters of 32 bits are emptied; they end at 2**32."""
+MOST_GROUPS = 2**25
+"""Groups of labels after which counters of 32 bits are emptied; they end at 2**32."""
+
+
+GROUP = 64
+"""Labels that are looked at together: eight words of eight bytes."""
+
+MOST_MIXED = 3
+"""Words of a group, neither of whose halves is uniform, up to which it pays to look at each; branches cost more beyond."""
 
 
 @compiled
-def _count_words(pred: Array, target: Array, table: Array) -> None:
-    """Pairs of uint8 labels in words of eight; `table` is (LANES, BYTES * ROW_OF_TABLE), indexed by target, then prediction."""
+def _count_bytes(
+    pred: Array, target: Array, pred_words: Array, target_words: Array, table: Array, start: int, stop: int
+) -> None:
+    """Groups of pairs of uint8 labels; `table` is (LANES, BYTES * ROW_OF_TABLE), indexed by target, then prediction."""
     ones, byte, row = np.uint64(0x0101010101010101), np.uint64(0xFF), np.uint64(ROW_OF_TABLE)
-    run, last_p, last_t = np.uint32(0), np.uint64(0), np.uint64(0)
-    i = 0
-    while i < pred.size:
-        if i + 8 <= pred.size:
-            differs = np.uint64(0)
+    codes = np.empty(GROUP, np.uint32)
+    for group in range(start, stop):
+        p, t = pred_words[group * 8 : group * 8 + 8], target_words[group * 8 : group * 8 + 8]
+        first_p, first_t = p[0] & byte, t[0] & byte
+        differs, mixed = np.uint64(0), 0
+        for k in range(8):
+            differs |= (p[k] ^ (first_p * ones)) | (t[k] ^ (first_t * ones))
+        if not differs:
+            table[0, first_t * row + first_p] += np.uint32(GROUP)
+            continue
+        for k in range(8):
+            mixed += ((p[k] ^ ((p[k] & byte) * ones)) | (t[k] ^ ((t[k] & byte) * ones))) != 0
+        if mixed <= MOST_MIXED:
             for k in range(8):
-                differs |= (pred[i + k] ^ last_p) | (target[i + k] ^ last_t)
-            if run and not differs:
-                run += np.uint32(64)
-                i += 8
-                continue
-        for j in range(i, min(i + 8, pred.size)):
-            p, t = pred[j], target[j]
-            if run:
-                if p == last_p and t == last_t:
-                    run += np.uint32(8)
-                    continue
-                table[0, (last_t & byte) * row + (last_p & byte)] += run
-                run = np.uint32(0)
-            if p == (p & byte) * ones and t == (t & byte) * ones:
-                last_p, last_t, run = p, t, np.uint32(8)
-            else:
-                for lane in range(8):
-                    table[np.uint64(lane & (LANES - 1)), (t & byte) * row + (p & byte)] += np.uint32(1)
-                    p >>= np.uint64(8)
-                    t >>= np.uint64(8)
-        i += 8
-    if run:
-        table[0, (last_t & byte) * row + (last_p & byte)] += run
+                x, y = p[k], t[k]
+                if x == (x & byte) * ones and y == (y & byte) * ones:
+                    table[np.uint64(k & (LANES - 1)), (y & byte) * row + (x & byte)] += np.uint32(8)
+                else:
+                    for lane in range(8):
+                        table[np.uint64(lane & (LANES - 1)), (y & byte) * row + (x & byte)] += np.uint32(1)
+                        x >>= np.uint64(8)
+                        y >>= np.uint64(8)
+        else:
+            p_bytes = pred[group * GROUP : (group + 1) * GROUP]
+            t_bytes = target[group * GROUP : (group + 1) * GROUP]
+            for k in range(GROUP):
+                codes[k] = np.uint32(t_bytes[k]) * np.uint32(ROW_OF_TABLE) + np.uint32(p_bytes[k])
+            for k in range(0, GROUP, LANES):
+                for lane in range(LANES):
+                    table[lane, codes[k + lane]] += np.uint32(1)
 
 
 @compiled
@@ -85,31 +95,34 @@ def _read_table(table: Array, ignored: int, pairs: Array) -> int:
 
 
 @compiled
+def _code(p: int, t: int, num_classes: int, ignored: int, has_ignored: bool) -> int:
+    """Where a pair is counted: ``K * K`` if a label names no class, one further if it is to be ignored."""
+    inside = (np.uint64(t) < np.uint64(num_classes)) & (np.uint64(p) < np.uint64(num_classes))
+    code = t * num_classes + p if inside else num_classes * num_classes
+    return num_classes * num_classes + 1 if has_ignored and t == ignored else code
+
+
+@compiled
 def _count_labels(pred: Array, target: Array, num_classes: int, ignored: int, has_ignored: bool, counts: Array) -> None:
     """Pairs of labels of any integer dtypes, which compare as int64; `counts` is (LANES, K * K + 2): pairs, bad, ignored."""
-    bad = num_classes * num_classes
-    last_p, last_t = np.int64(-1), np.int64(-1)
-    code, run = bad + 1, 0
-    whole = pred.size // 8 * 8
-    for i in range(0, pred.size, 8):
-        if i < whole:
-            differs = np.int64(0)
-            for k in range(8):
-                differs |= (np.int64(pred[i + k]) ^ last_p) | (np.int64(target[i + k]) ^ last_t)
-            if not differs:
-                run += 8
-                continue
-        for j in range(i, min(i + 8, pred.size)):
-            p, t = np.int64(pred[j]), np.int64(target[j])
-            if p == last_p and t == last_t:
-                run += 1
-                continue
-            counts[j & (LANES - 1), code] += run
-            code = int(t * num_classes + p) if 0 <= t < num_classes and 0 <= p < num_classes else bad
-            if has_ignored and t == ignored:
-                code = bad + 1
-            last_p, last_t, run = p, t, 1
-    counts[0, code] += run
+    codes = np.empty(GROUP, np.int64)
+    whole = pred.size // GROUP * GROUP
+    for start in range(0, whole, GROUP):
+        p, t = pred[start : start + GROUP], target[start : start + GROUP]
+        first_p, first_t = np.int64(p[0]), np.int64(t[0])
+        differs = np.int64(0)
+        for k in range(GROUP):
+            differs |= (np.int64(p[k]) ^ first_p) | (np.int64(t[k]) ^ first_t)
+        if not differs:
+            counts[0, _code(first_p, first_t, num_classes, ignored, has_ignored)] += GROUP
+            continue
+        for k in range(GROUP):
+            codes[k] = _code(np.int64(p[k]), np.int64(t[k]), num_classes, ignored, has_ignored)
+        for k in range(0, GROUP, LANES):
+            for lane in range(LANES):
+                counts[lane, codes[k + lane]] += 1
+    for i in range(whole, pred.size):
+        counts[0, _code(np.int64(pred[i]), np.int64(target[i]), num_classes, ignored, has_ignored)] += 1
 
 
 @compiled
@@ -147,26 +160,27 @@ def count_pairs(pred: Array, target: Array, num_classes: int, ignore_index: int 
 
 
 def _pairs_of_bytes(p: Array, t: Array, num_classes: int, ignored: int | None) -> tuple[Array, int]:
-    words = p.size // 8
-    p_words, t_words = readonly(p[: words * 8].view(np.uint64)), readonly(t[: words * 8].view(np.uint64))
+    groups = p.size // GROUP
+    whole = groups * GROUP
+    p_words, t_words = readonly(p[:whole].view(np.uint64)), readonly(t[:whole].view(np.uint64))
     named = min(num_classes, BYTES)
     label = -1 if ignored is None or not 0 <= ignored < BYTES else ignored
-    parts = parts_of(words, SMALLEST_PART // 8)
+    smallest = SMALLEST_PART // GROUP
+    parts = parts_of(groups, smallest)
     pairs, dropped = np.zeros((parts, named, named), np.int64), np.zeros(parts, np.int64)
 
     def work(part: int, start: int, stop: int) -> None:
-        for first in range(start, stop, MOST_WORDS):
+        for first in range(start, stop, MOST_GROUPS):
             # Zeroed memory of which only the rows of labels that occur are ever touched.
             table = np.zeros((LANES, BYTES * ROW_OF_TABLE), np.uint32)
-            last = min(first + MOST_WORDS, stop)
-            _count_words(p_words[first:last], t_words[first:last], table)
+            _count_bytes(p, t, p_words, t_words, table, first, min(first + MOST_GROUPS, stop))
             dropped[part] += _read_table(table, label, pairs[part])
 
-    run_in_parts(work, words, SMALLEST_PART // 8)
+    run_in_parts(work, groups, smallest)
     total = np.zeros((num_classes, num_classes), np.int64)
     total[:named, :named] = pairs.sum(axis=0)
-    counted = words * 8 - int(dropped.sum())
-    for x, y in zip(p[words * 8 :].tolist(), t[words * 8 :].tolist(), strict=True):
+    counted = whole - int(dropped.sum())
+    for x, y in zip(p[whole:].tolist(), t[whole:].tolist(), strict=True):
         counted += y != label
         if y != label and x < named and y < named:
             total[y, x] += 1
