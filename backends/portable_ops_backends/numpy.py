@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from portable_ops.backend import Backend, Kernel, always
-from portable_ops_backends.cpu.availability import why_not_counting
+from portable_ops_backends.cpu import availability
 
 
 def device_of(array: Any) -> str:
@@ -40,10 +41,15 @@ def uniform(generator: Any, shape: tuple[int, ...], dtype: Any, device: Any = No
     return generator.random(shape, dtype=drawn).astype(dtype, copy=False)
 
 
+def _numba(module: str, function: str, why_not: Callable[..., str | None]) -> Kernel:
+    return Kernel(name="numba", function=f"portable_ops_backends.cpu.{module}:{function}", why_not=why_not)
+
+
 def _counting(function: str) -> tuple[Kernel, ...]:
+    path = f"portable_ops_backends.native.bincount:{function}"
     return (
-        Kernel(name="numba", function=f"portable_ops_backends.cpu.counting:{function}", why_not=why_not_counting),
-        Kernel(name="bincount", function=f"portable_ops_backends.native.bincount:{function}", why_not=always),
+        _numba("counting", function, availability.why_not_counting),
+        Kernel(name="bincount", function=path, why_not=always),
     )
 
 
@@ -63,5 +69,15 @@ backend = Backend(
     rng=rng,
     uniform=uniform,
     dtypes=("float16", "float32", "float64"),
-    kernels={name: _counting(name) for name in ("confusion_matrix", "intersection_and_union")},
+    kernels={
+        "softmax": (_numba("softmax", "softmax", availability.why_not_softmax),),
+        "log_softmax": (_numba("softmax", "log_softmax", availability.why_not_softmax),),
+        "logsumexp": (_numba("softmax", "logsumexp", availability.why_not_logsumexp),),
+        "sigmoid": (_numba("sigmoid", "sigmoid", availability.why_not_elementwise),),
+        "log_sigmoid": (_numba("sigmoid", "log_sigmoid", availability.why_not_elementwise),),
+        "cross_entropy": (_numba("cross_entropy", "cross_entropy", availability.why_not_cross_entropy),),
+        "dice_coefficient": (_numba("dice", "dice_coefficient", availability.why_not_dice),),
+        "confusion_matrix": _counting("confusion_matrix"),
+        "intersection_and_union": _counting("intersection_and_union"),
+    },
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 
 from portable_ops.backend import Backend, Kernel, always
 from portable_ops.routes import kind_of
-from portable_ops_backends.cpu.availability import why_not_counting
+from portable_ops_backends.cpu import availability
 
 
 def _torch() -> Any:
@@ -198,7 +199,75 @@ def why_not_numba(
         return "traced: host kernels need values"
     if not on_host(pred):
         return f"on {pred.device}, not on the host"
-    return why_not_counting(pred, target, num_classes, ignore_index=ignore_index, validate=validate)
+    return availability.why_not_counting(pred, target, num_classes, ignore_index=ignore_index, validate=validate)
+
+
+def _why_not_memory(*tensors: Any) -> str | None:
+    """Reason why a host kernel cannot read the tensors' memory, or need not look at it."""
+    torch = sys.modules["torch"]
+    if torch.compiler.is_compiling():
+        return "traced: host kernels need values"
+    if tensors[0].numel() < availability.SMALLEST:
+        return f"fewer than {availability.SMALLEST} elements"
+    for x in tensors:
+        if not is_concrete(x):
+            return "traced: host kernels need values"
+        if not on_host(x):
+            return f"on {x.device}, not on the host"
+        if type(x) not in (torch.Tensor, torch.nn.Parameter) or x.layout is not torch.strided or x.is_neg():
+            return "not plain memory"
+    # A tangent would be lost.
+    return "forward-mode differentiation" if torch.autograd.forward_ad._current_level >= 0 else None
+
+
+def _without_gradient(asked: Callable[..., str | None], count: int = 1) -> Callable[..., str | None]:
+    """What a kernel without a gradient is asked: of the first `count` arguments, all tensors, none may need one."""
+
+    @functools.wraps(asked)
+    def why_not(*args: Any, **kwargs: Any) -> str | None:
+        reason = _why_not_memory(*args[:count])
+        if reason is not None:
+            return reason
+        if sys.modules["torch"].is_grad_enabled() and any(x.requires_grad for x in args[:count]):
+            return "gradients are asked for"
+        return asked(*args, **kwargs)
+
+    return why_not
+
+
+def why_not_numba_cross_entropy(
+    logits: Any,
+    target: Any,
+    /,
+    *,
+    class_axis: int | None = None,
+    weight: Any = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    from_logits: bool = True,
+    eps: float | None = None,
+) -> str | None:
+    """The kernel has a gradient with respect to the logits of columns."""
+    reason = _why_not_memory(*((logits, target) if weight is None else (logits, target, weight)))
+    if reason is not None:
+        return reason
+    torch = sys.modules["torch"]
+    if torch.is_grad_enabled():
+        if weight is not None and weight.requires_grad:
+            return "the kernel has no gradient with respect to the weights"
+        axis = logits.ndim - 1 if class_axis is None and logits.ndim < 3 else class_axis
+        if logits.requires_grad and axis in (-1, logits.ndim - 1):
+            return "the kernel has no gradient for rows"
+    return availability.why_not_cross_entropy(logits, target, from_logits=from_logits)
+
+
+def _numba(module: str, function: str, why_not: Callable[..., str | None]) -> Kernel:
+    return Kernel(name="numba", function=f"portable_ops_backends.cpu.{module}:{function}", why_not=why_not)
+
+
+def _activation(function: str, numba: Callable[..., str | None], own: Callable[..., str | None]) -> tuple[Kernel, ...]:
+    return (_numba("torch_activations", function, _without_gradient(numba)), *_native(function, own))
 
 
 def _native(function: str, why_not: Callable[..., str | None]) -> tuple[Kernel, ...]:
@@ -238,12 +307,18 @@ backend = Backend(
     grad=grad,
     dtypes=("float16", "bfloat16", "float32", "float64"),
     kernels={
-        "softmax": _native("softmax", why_not_softmax),
-        "log_softmax": _native("log_softmax", why_not_softmax),
-        "logsumexp": _native("logsumexp", why_not_logsumexp),
-        "sigmoid": _native("sigmoid", why_not_elementwise),
-        "log_sigmoid": _native("log_sigmoid", why_not_elementwise),
-        "cross_entropy": _native("cross_entropy", why_not_cross_entropy),
+        "softmax": _activation("softmax", availability.why_not_softmax, why_not_softmax),
+        "log_softmax": _activation("log_softmax", availability.why_not_softmax, why_not_softmax),
+        "logsumexp": _activation("logsumexp", availability.why_not_logsumexp, why_not_logsumexp),
+        "sigmoid": _activation("sigmoid", availability.why_not_elementwise, why_not_elementwise),
+        "log_sigmoid": _activation("log_sigmoid", availability.why_not_elementwise, why_not_elementwise),
+        "cross_entropy": (
+            _numba("torch_losses", "cross_entropy", why_not_numba_cross_entropy),
+            *_native("cross_entropy", why_not_cross_entropy),
+        ),
+        "dice_coefficient": (
+            _numba("torch_dice", "dice_coefficient", _without_gradient(availability.why_not_dice, 2)),
+        ),
         "scaled_dot_product_attention": _native("scaled_dot_product_attention", why_not_attention),
         "confusion_matrix": _counting("confusion_matrix"),
         "intersection_and_union": _counting("intersection_and_union"),

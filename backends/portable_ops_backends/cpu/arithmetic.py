@@ -13,7 +13,6 @@ W. J. Cody, W. Waite, "Software Manual for the Elementary Functions", 1980, for 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -139,7 +138,10 @@ def _logarithm_32(x: Any) -> Any:
     m = i(bits - i(exponent << i(23))).view(np.float32)
     s = (m - f(1.0)) / (m + f(1.0))
     q = s * s
-    p = q * (f(0.66666665757162622) + q * (f(0.40000339021288246) + q * (f(0.28536044855042454) + q * f(0.23617561895158261))))
+    p = q * (
+        f(0.66666665757162622)
+        + q * (f(0.40000339021288246) + q * (f(0.28536044855042454) + q * f(0.23617561895158261)))
+    )
     k = f(exponent)
     result = k * f(0.693145751953125) + (f(2.0) * s + (s * p + k * f(1.42860682e-6)))
     return result if x < f(np.inf) else x

@@ -7,6 +7,14 @@ from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
+from portable_ops.routes import dtype_name
+
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+LABELS = ("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
+
+SHORTEST_SUM = 64
+"""Elements in one piece of memory from which on their sums are worth a kernel."""
+
 SMALLEST = 2**16
 """Elements from which on a kernel is worth loading. With fewer, `bincount` takes less than a millisecond."""
 
@@ -29,3 +37,80 @@ def why_not_counting(
     if not is_numba_installed():
         return "numba is not installed"
     return None if num_classes <= MOST_CLASSES else f"more than {MOST_CLASSES} classes"
+
+
+def _why_not_floating(x: Any) -> str | None:
+    """Reason not to compute with Numba with the floats of an array."""
+    if math.prod(x.shape) < SMALLEST:
+        return f"fewer than {SMALLEST} elements"
+    if not is_numba_installed():
+        return "numba is not installed"
+    name = dtype_name(x.dtype)
+    return None if name in FLOATS else f"{name} has no kernel"
+
+
+def why_not_softmax(x: Any, /, *, axis: Any = -1, where: Any = None) -> str | None:
+    """Reason not to compute a softmax with Numba."""
+    reason = _why_not_floating(x)
+    if reason is None and where is not None:
+        return "the kernel has no where="
+    return reason if reason is not None or type(axis) is int else "the kernel takes one axis"
+
+
+def why_not_logsumexp(x: Any, /, *, axis: Any = -1, keepdims: bool = False, where: Any = None) -> str | None:
+    """Reason not to compute a logsumexp with Numba."""
+    return why_not_softmax(x, axis=axis, where=where)
+
+
+def why_not_elementwise(x: Any, /) -> str | None:
+    """Reason not to compute a sigmoid with Numba."""
+    return _why_not_floating(x)
+
+
+def why_not_cross_entropy(
+    logits: Any,
+    target: Any,
+    /,
+    *,
+    class_axis: int | None = None,
+    weight: Any = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    from_logits: bool = True,
+    eps: float | None = None,
+) -> str | None:
+    """Reason not to compute a cross-entropy with Numba."""
+    reason = _why_not_floating(logits)
+    if reason is None and not from_logits:
+        return "the kernel takes logits"
+    return "the kernel takes class indices" if reason is None and target.ndim == logits.ndim else reason
+
+
+def why_not_dice(
+    pred: Any, target: Any, /, *, axis: Any = None, smooth: float = 0.0, absent: float = 1.0
+) -> str | None:
+    """Reason not to sum masks with Numba."""
+    if math.prod(pred.shape) < SMALLEST:
+        return f"fewer than {SMALLEST} elements"
+    if not is_numba_installed():
+        return "numba is not installed"
+    names = dtype_name(pred.dtype), dtype_name(target.dtype)
+    if not all(name in FLOATS or name in LABELS for name in names):
+        return f"{' and '.join(names)} have no kernel"
+    if {"float16", "bfloat16"} <= set(names):
+        return "float16 beside bfloat16"
+    # The innermost axes of memory that are summed over make the rows of which the kernel needs long ones.
+    return None if innermost_size(pred, axis) >= SHORTEST_SUM else "what is summed does not lie in one piece of memory"
+
+
+def innermost_size(x: Any, axis: Any) -> int:
+    """How many elements are summed together that lie in one piece of memory, axes before which may be summed too."""
+    axes = range(x.ndim) if axis is None else {one % x.ndim for one in ((axis,) if type(axis) is int else axis)}
+    strides = x.stride() if callable(getattr(x, "stride", None)) else x.strides
+    size = 1
+    for one in sorted(range(x.ndim), key=lambda place: abs(strides[place])):
+        if one not in axes:
+            break
+        size *= x.shape[one]
+    return size

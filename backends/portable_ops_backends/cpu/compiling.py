@@ -7,23 +7,35 @@ import stat
 import tempfile
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import numba
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def compiled(function: F | None = None, /, *, fastmath: Collection[str] = ()) -> Any:
+@overload
+def compiled(function: F, /) -> F: ...
+
+
+@overload
+def compiled(*, fastmath: Collection[str]) -> Callable[[F], F]: ...
+
+
+def compiled(function: Callable[..., Any] | None = None, /, *, fastmath: Collection[str] = ()) -> Any:
     """Compile on first use, without the interpreter's lock, and keep the machine code on disk if there is a place for it.
 
     Numba keeps it beside the source or in the user's cache folder, and raises if it can write to neither, as in a container
     with a read-only file system. Then a private folder among the temporary files serves, or else no cache at all.
     """
     if function is None:
-        return partial(compiled, fastmath=fastmath)
+        return lambda function: _compiled(function, fastmath)
+    return _compiled(function, fastmath)
+
+
+def _compiled(function: Callable[..., Any], fastmath: Collection[str]) -> Any:
     # As in NumPy, x / 0 is inf: a check for it would keep loops from being vectorised.
     options: dict[str, Any] = {"nogil": True, "fastmath": set(fastmath), "error_model": "numpy"}
     try:

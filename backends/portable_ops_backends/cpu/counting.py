@@ -28,7 +28,7 @@ MOST_CLASSES_OF_A_MATRIX = 128
 
 BYTES = 256
 ROW_OF_TABLE = BYTES + 16
-"""Rows of the table of uint8 pairs; not a power of two, which would put the counters of many pairs into one set of the cache."""
+"""Rows of the table of uint8 pairs. A power of two would put the counters of many pairs into one set of the cache."""
 
 MOST_GROUPS = 2**25
 """Groups of labels after which counters of 32 bits are emptied; they end at 2**32."""
@@ -95,7 +95,7 @@ def _read_table(table: Array, ignored: int, pairs: Array) -> int:
 
 
 @compiled
-def _code(p: int, t: int, num_classes: int, ignored: int, has_ignored: bool) -> int:
+def _code(p: Any, t: Any, num_classes: int, ignored: int, has_ignored: bool) -> Any:
     """Where a pair is counted: ``K * K`` if a label names no class, one further if it is to be ignored."""
     inside = (np.uint64(t) < np.uint64(num_classes)) & (np.uint64(p) < np.uint64(num_classes))
     code = t * num_classes + p if inside else num_classes * num_classes
@@ -165,7 +165,7 @@ def _pairs_of_bytes(p: Array, t: Array, num_classes: int, ignored: int | None) -
     p_words, t_words = readonly(p[:whole].view(np.uint64)), readonly(t[:whole].view(np.uint64))
     named = min(num_classes, BYTES)
     label = -1 if ignored is None or not 0 <= ignored < BYTES else ignored
-    smallest = SMALLEST_PART // GROUP
+    smallest = max(1, SMALLEST_PART // GROUP)
     parts = parts_of(groups, smallest)
     pairs, dropped = np.zeros((parts, named, named), np.int64), np.zeros(parts, np.int64)
 

@@ -32,7 +32,7 @@ LOSS, WEIGHT, BAD = range(3)
 
 
 @compiled
-def class_of(label: Any, num_classes: int, ignored: int, has_ignored: bool) -> int:
+def class_of(label: Any, num_classes: int, ignored: int, has_ignored: bool) -> Any:
     """The class of a label; -1 if it is to be ignored, -2 if there is no such class."""
     t = np.int64(label)
     if has_ignored and t == ignored:
@@ -71,7 +71,7 @@ def _columns(
     """Columns of (outer, n, inner); `target` is flat, and `losses` as long, or empty if only the sums are asked for."""
     n = block.shape[0]
     peak, short = np.empty(block.shape[1], block.dtype), np.empty(block.shape[1], block.dtype)
-    spread, total = np.zeros(block.shape[1], block.dtype), np.empty(block.shape[1], np.float64)
+    spread, total = np.zeros(block.shape[1], block.dtype), np.empty((2, block.shape[1]), np.float64)
     all_weights = weight.sum()
     while start < stop:
         width = width_of_block(start, stop, x.shape[2], block.shape[1])

@@ -53,7 +53,7 @@ def _columns(
     """Columns of (outer, n, inner); `upstream` is the gradient of each element's loss, or one number for all."""
     n, inner = block.shape[0], x.shape[2]
     peak, short = np.empty(block.shape[1], block.dtype), np.empty(block.shape[1], block.dtype)
-    even, total = np.empty(block.shape[1], block.dtype), np.empty(block.shape[1], np.float64)
+    even, total = np.empty(block.shape[1], block.dtype), np.empty((2, block.shape[1]), np.float64)
     share = smoothing / n
     all_weights = weight.sum()
     while start < stop:

@@ -11,7 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from portable_ops_backends.cpu.arithmetic import FUSED, LONGEST_SUM, REORDERED, logarithm, of_rank, power_of_e, rank, two_sum
+from portable_ops_backends.cpu.arithmetic import (
+    FUSED,
+    LONGEST_SUM,
+    REORDERED,
+    logarithm,
+    of_rank,
+    power_of_e,
+    rank,
+    two_sum,
+)
 from portable_ops_backends.cpu.compiling import compiled
 from portable_ops_backends.cpu.halves import narrowed, widened
 from portable_ops_backends.cpu.layout import Array, along
@@ -24,6 +33,9 @@ SHORTEST_ROW = 64
 
 BLOCK_BYTES = 2**17
 """A block and the lines of memory it comes from fit into a core's second cache."""
+
+SHORT_SUM = 32
+"""Entries of a column that are added one after the other."""
 
 SMALLEST_PART = 2**14
 
@@ -209,22 +221,32 @@ def _take_powers(line: Array, peak: Array, short: Array) -> None:
 
 
 @compiled
+def _add_sums(total: Array, lost: Array, short: Array) -> None:
+    for j in range(short.size):
+        total[j], missing = two_sum(total[j], np.float64(short[j]))
+        lost[j] += missing
+        short[j] = 0
+
+
+@compiled
 def sum_of_columns(block: Array, width: int, peak: Array, short: Array, total: Array, keep_powers: bool) -> None:
-    """Sums of the powers of a block's columns, in the dtype of the block; the powers take its place if they are kept."""
+    """Sums of the powers of a block's columns, in the dtype of the block; the powers take its place if they are kept.
+
+    `total` is (2, columns), in float64: sums of short sums, and what these additions lose.
+    """
     # Slices of lines, not of the block, whose lines Numba would not know to be contiguous any more.
-    peak, short, total = peak[:width], short[:width], total[:width]
+    peak, short = peak[:width], short[:width]
     total[:] = 0.0
-    for first in range(0, block.shape[0], LONGEST_SUM // 8):
-        short[:] = 0
-        for c in range(first, min(first + LONGEST_SUM // 8, block.shape[0])):
-            if keep_powers:
-                _take_powers(block[c, :width], peak, short)
-            else:
-                _add_powers(block[c, :width], peak, short)
-        for j in range(width):
-            total[j] += short[j]
+    short[:] = 0
+    for c in range(block.shape[0]):
+        if keep_powers:
+            _take_powers(block[c, :width], peak, short)
+        else:
+            _add_powers(block[c, :width], peak, short)
+        if c % SHORT_SUM == SHORT_SUM - 1:
+            _add_sums(total[0, :width], total[1, :width], short)
     for j in range(width):
-        short[j] = total[j]
+        short[j] = (total[0, j] + short[j]) + total[1, j]
 
 
 @compiled(fastmath=FUSED)
@@ -238,7 +260,7 @@ def take_logarithms(x: Array) -> None:
 def _columns(x: Array, out: Array, form: int, bfloat: bool, block: Array, start: int, stop: int) -> None:
     """Columns of (outer, n, inner), numbered along outer and inner; `block` is (n, columns), in the dtype to compute in."""
     peak, short = np.empty(block.shape[1], block.dtype), np.empty(block.shape[1], block.dtype)
-    total = np.empty(block.shape[1], np.float64)
+    total = np.empty((2, block.shape[1]), np.float64)
     while start < stop:
         width = width_of_block(start, stop, x.shape[2], block.shape[1])
         read_block(x, start, width, bfloat, block, peak)

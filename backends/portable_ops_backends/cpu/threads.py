@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 
 _pool: ThreadPoolExecutor | None = None
@@ -19,10 +20,24 @@ _here = threading.local()
 
 @cache
 def worker_count() -> int:
-    """CPUs that this process may use, no more than the usual environment variables allow."""
+    """What PORTABLE_OPS_NUM_THREADS says, else the CPUs that this process may use and the usual variables allow."""
+    explicit = os.environ.get("PORTABLE_OPS_NUM_THREADS", "")
+    if explicit.isdigit():
+        return max(1, int(explicit))
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limits = [os.environ.get(name, "") for name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS")]
     return max(1, min([allowed, *(int(limit) for limit in limits if limit.isdigit())]))
+
+
+@contextmanager
+def at_most(threads: int) -> Iterator[None]:
+    """No more threads than so many for the kernels that are called here, such as torch's own setting."""
+    before = getattr(_here, "most", None)
+    _here.most = threads
+    try:
+        yield
+    finally:
+        _here.most = before
 
 
 def run_in_parts(work: Callable[[int, int, int], None], size: int, smallest: int) -> int:
@@ -47,7 +62,10 @@ def run_in_parts(work: Callable[[int, int, int], None], size: int, smallest: int
 def parts_of(size: int, smallest: int) -> int:
     """How many parts `run_in_parts` makes."""
     # A part must not wait for threads of the pool in which it runs itself.
-    return 1 if getattr(_here, "busy", False) else max(1, min(worker_count(), size // smallest))
+    if getattr(_here, "busy", False):
+        return 1
+    most = getattr(_here, "most", None)
+    return max(1, min(worker_count() if most is None else min(most, worker_count()), size // smallest))
 
 
 def _guarded(work: Callable[[int, int, int], None], part: int, start: int, stop: int) -> None:

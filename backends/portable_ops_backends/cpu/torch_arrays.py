@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from portable_ops_backends.cpu.threads import at_most
 
 Array = np.ndarray[Any, Any]
 
@@ -19,4 +22,13 @@ def as_array(x: Tensor) -> Array:
 
 def as_tensor(x: Array, dtype: torch.dtype) -> Tensor:
     """The same memory; bits as what they are the bits of."""
-    return torch.from_numpy(x.view(np.int16)).view(dtype) if x.dtype == np.uint16 else torch.from_numpy(x).to(dtype)
+    return torch.from_numpy(x.view(np.int16)).view(dtype) if x.dtype == np.uint16 else torch.from_numpy(x)
+
+
+def computed(kernel: Callable[..., Array], x: Tensor, *args: Any) -> Tensor:
+    """What a kernel makes of the memory of a tensor, with no more threads than torch would take.
+
+    The kernel is called with the array, `args`, and whether its halves are bfloat16.
+    """
+    with at_most(torch.get_num_threads()):
+        return as_tensor(kernel(as_array(x), *args, x.dtype == torch.bfloat16), x.dtype)

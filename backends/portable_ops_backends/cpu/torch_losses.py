@@ -4,14 +4,101 @@ from __future__ import annotations
 
 from typing import Any
 
+import array_api_compat.torch as xp
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-import array_api_compat.torch as xp
 from portable_ops.labels import ignored_labels, require_in_range
 from portable_ops.targets import class_axis_of
 from portable_ops_backends.cpu.cross_entropy import BAD, WEIGHT, problem, reduced, solve
 from portable_ops_backends.cpu.cross_entropy_gradient import gradient
+from portable_ops_backends.cpu.threads import at_most
 from portable_ops_backends.cpu.torch_arrays import as_array, as_tensor
+from portable_ops_backends.native import torch as native
+
+
+def cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    /,
+    *,
+    class_axis: int | None = None,
+    weight: Tensor | None = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    from_logits: bool = True,
+    eps: None = None,
+) -> Tensor:
+    """See `portable_ops.cross_entropy`."""
+    axis = class_axis_of(class_axis, logits)
+    with at_most(torch.get_num_threads()):
+        result: Tensor = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
+            logits, target, weight, axis, ignore_index, label_smoothing, reduction
+        )
+    return result
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        axis: int,
+        ignore_index: int | None,
+        smoothing: float,
+        reduction: str,
+    ) -> Tensor:
+        given, _, order = _problem(logits, target, weight, axis, ignore_index, smoothing)
+        scores = as_array(logits)
+        losses = np.empty([target.shape[one] for one in order] if reduction == "none" else 0, scores.dtype)
+        flat = losses.reshape(-1)
+        sums = solve(given, flat.view(np.uint16) if flat.dtype.itemsize == 2 else flat)
+        if sums[BAD]:
+            ignored = ignored_labels(target, ignore_index)
+            require_in_range(xp, "target", target, logits.shape[axis], None if ignored is None else ~ignored)
+        ctx.save_for_backward(logits, target, weight)
+        ctx.options = axis, ignore_index, smoothing, reduction
+        ctx.divisor = float(sums[WEIGHT]) if reduction == "mean" else 1.0
+        if reduction == "none":
+            return as_tensor(losses.transpose(np.argsort(order)), logits.dtype)
+        return torch.tensor(reduced(sums, reduction), dtype=logits.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        logits, target, weight = ctx.saved_tensors
+        axis, ignore_index, smoothing, reduction = ctx.options
+        (up,) = upstream
+        rest = (None,) * 6
+        if torch.is_grad_enabled():  # a gradient of the gradient was asked for: torch's own has one
+            loss = native.cross_entropy(
+                logits,
+                target,
+                class_axis=axis,
+                weight=weight,
+                ignore_index=ignore_index,
+                label_smoothing=smoothing,
+                reduction=reduction,
+            )
+            return (*torch.autograd.grad(loss, logits, up, create_graph=True), *rest)
+        with at_most(torch.get_num_threads()):
+            given, order, of_target = _problem(logits, target, weight, axis, ignore_index, smoothing)
+            flat = up.permute(of_target) if reduction == "none" else up
+            each = flat.to(torch.float64).numpy() / ctx.divisor if ctx.divisor else np.full((), np.nan)
+            made = gradient(given, each).reshape([logits.shape[one] for one in order]).transpose(np.argsort(order))
+            return (
+                as_tensor(made if logits.dtype == torch.bfloat16 else made.view(as_array(logits).dtype), logits.dtype),
+                *rest,
+            )
+
+
+def _problem(
+    logits: Tensor, target: Tensor, weight: Tensor | None, axis: int, ignore_index: int | None, smoothing: float
+) -> Any:
+    weights = None if weight is None else weight.detach().to(torch.float64).numpy()
+    return problem(
+        as_array(logits), target.numpy(), axis, weights, ignore_index, smoothing, logits.dtype == torch.bfloat16
+    )
