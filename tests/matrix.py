@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ STRICTEST = "strictest"
 class Target:
     """Where a test runs: a backend, one of its devices, a floating dtype, and what is special about its arrays.
 
-    NumPy's may be read-only, and Dask's whole in one block.
+    NumPy's may be read-only, and Dask's whole in one block; ``"compiled"`` are those of which the Numba kernels take any size.
     """
 
     name: str
@@ -55,7 +56,10 @@ class Target:
     @contextmanager
     def surroundings(self) -> Iterator[None]:
         """The context in which tests of the target run."""
-        with strictest() if self.device_name == STRICTEST else self.backend.allowing(self.dtype):
+        with ExitStack() as stack:
+            stack.enter_context(strictest() if self.device_name == STRICTEST else self.backend.allowing(self.dtype))
+            if self.special == "compiled":
+                stack.enter_context(kernels_of_any_size())
             yield
 
     @property
@@ -142,6 +146,10 @@ def targets(*, many_shapes: bool = False, gradients: bool = False) -> Iterator[A
                 if not (device.startswith("no_") and dtype == "float64"):
                     target = Target(name, device, dtype)
                     yield pytest.param(target, id=str(target))
+        if find_spec("numba") is not None and name in ("numpy", "torch"):
+            for dtype in ("float64",) if gradients else backend.dtypes:
+                target = Target(name, "cpu", dtype, "compiled")
+                yield pytest.param(target, id=str(target))
         if name == "numpy":
             target = Target(name, "cpu", "float32", "readonly")
             yield pytest.param(target, id=str(target))
@@ -161,6 +169,21 @@ def strictest() -> Iterator[None]:
         yield
     finally:
         strict.reset_array_api_strict_flags()
+
+
+@contextmanager
+def kernels_of_any_size() -> Iterator[None]:
+    """The Numba kernels serve arrays however small, in several threads."""
+    from portable_ops_backends.cpu import availability, cross_entropy, dice, sigmoid, softmax, threads
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(availability, "SMALLEST", 1)
+        patch.setattr(availability, "SHORTEST_SUM", 1)
+        patch.setattr(threads, "worker_count", lambda: 3)
+        patch.setattr(dice, "PIECE", 32)
+        for module in (cross_entropy, sigmoid, softmax):
+            patch.setattr(module, "SMALLEST_PART", 1)
+        yield
 
 
 def epsilon(dtype: str) -> tuple[float, float]:

@@ -43,7 +43,7 @@ def write_log_sigmoid(x: Array, bfloat: bool, out: Array) -> None:
 def each(write: Callable[[Array, bool, Array], None], x: Array, bfloat: bool = False) -> Array:
     """An array like `x`, element by element. Halves may come as their bits."""
     order = memory_order(x)
-    moved = np.ascontiguousarray(x.transpose(order))
+    moved = np.asarray(x.transpose(order), order="C")
     made = np.empty(moved.shape, x.dtype)
     given, out = readonly(moved.reshape(-1)), made.reshape(-1)
     if x.dtype.itemsize == 2:
