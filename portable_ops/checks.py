@@ -130,6 +130,8 @@ def require_integer(argument: str, value: Any, *, minimum: int | None = None) ->
 def normalized_axes(axis: Axis, array: Array, argument: str = "axis", name: str = "x") -> tuple[int, ...]:
     """The axes as a tuple of non-negative ints, all of them for None; raise ValueError for one that is not there."""
     ndim = array.ndim
+    if type(axis) is int and -ndim <= axis < ndim:
+        return (axis % ndim,)
     if axis is None:
         return tuple(range(ndim))
     given = axis if isinstance(axis, tuple) else (axis,)

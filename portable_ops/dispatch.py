@@ -109,8 +109,12 @@ def operation(
             if args:
                 meet(type(args[0]))
             route = ROUTES.get(type(args[0])) if args else None
-            plain = _is_plain(args, kwargs, count)
-            if route is None or not plain or not _is_joined(route, args, kwargs, count, keywords):
+            # Most calls are of arrays alone, where half a microsecond of looking at options would show.
+            if (
+                route is None
+                or not ((not kwargs and len(args) == count) or _is_plain(args, kwargs, count))
+                or not ((count == 1 and not kwargs) or _is_joined(route, args, kwargs, count, keywords))
+            ):
                 route, args, kwargs = _join(op, args, kwargs)  # type: ignore[assignment]
             try:
                 check(route.xp, *args, **kwargs)

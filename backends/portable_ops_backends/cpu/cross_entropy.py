@@ -11,7 +11,7 @@ from portable_ops.labels import ignored_labels, require_in_range, widened
 from portable_ops.targets import class_axis_of
 from portable_ops_backends.cpu.arithmetic import FUSED, logarithm, sum_of, two_sum
 from portable_ops_backends.cpu.compiling import compiled
-from portable_ops_backends.cpu.halves import narrowed, widened
+from portable_ops_backends.cpu.halves import as_number, as_stored
 from portable_ops_backends.cpu.labels import comparable, label_to_ignore
 from portable_ops_backends.cpu.layout import Array, along, readonly
 from portable_ops_backends.cpu.softmax import (
@@ -92,7 +92,7 @@ def _columns(
             short[j], peak[j] = (loss, w) if t >= 0 else (0.0, 0.0)
             sums[0, BAD] += t == -2
             if losses.size:
-                losses[start + j] = narrowed(short[j], losses, bfloat)
+                losses[start + j] = as_stored(short[j], losses, bfloat)
         _add_to(sums, LOSS, sum_of(short[:width]))
         _add_to(sums, WEIGHT, sum_of(peak[:width]))
         start += width
@@ -118,7 +118,7 @@ def _rows(
     all_weights = weight.sum()
     for r in range(start, stop):
         for i in range(row.size):
-            row[i] = widened(x[r, i], bfloat)
+            row[i] = as_number(x[r, i], bfloat)
         peak, total = joined_row(row, row, LOGSUMEXP)
         log = number(logarithm(total))
         t = class_of(target[r], row.size, ignored, has_ignored)
@@ -134,7 +134,7 @@ def _rows(
             _add_to(sums, WEIGHT, w)
         sums[0, BAD] += t == -2
         if losses.size:
-            losses[r] = narrowed(loss if t >= 0 else 0.0, losses, bfloat)
+            losses[r] = as_stored(loss if t >= 0 else 0.0, losses, bfloat)
 
 
 class Problem(NamedTuple):

@@ -9,7 +9,7 @@ import numpy as np
 from portable_ops_backends.cpu.arithmetic import FUSED
 from portable_ops_backends.cpu.compiling import compiled
 from portable_ops_backends.cpu.cross_entropy import Problem, class_of
-from portable_ops_backends.cpu.halves import narrowed
+from portable_ops_backends.cpu.halves import as_stored
 from portable_ops_backends.cpu.layout import Array
 from portable_ops_backends.cpu.softmax import (
     SHORTEST_ROW,
@@ -32,7 +32,7 @@ def _scale(line: Array, factor: Array, even: Array, weight: Any) -> None:
 @compiled(fastmath=FUSED)
 def _store(line: Array, piece: Array, bfloat: bool) -> None:
     for j in range(line.size):
-        piece[j] = narrowed(line[j], piece, bfloat)
+        piece[j] = as_stored(line[j], piece, bfloat)
 
 
 @compiled
@@ -82,7 +82,7 @@ def _columns(
             for j in range(width):
                 o, i = (start + j) // inner, (start + j) % inner
                 for c in range(n):
-                    out[o, c, i] = narrowed(block[c, j], out, bfloat)
+                    out[o, c, i] = as_stored(block[c, j], out, bfloat)
         start += width
 
 

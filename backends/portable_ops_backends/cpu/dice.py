@@ -11,7 +11,7 @@ from portable_ops.checks import Axis, normalized_axes
 from portable_ops.segmentation import dice_of_sums
 from portable_ops_backends.cpu.arithmetic import LONGEST_SUM, REORDERED, two_sum
 from portable_ops_backends.cpu.compiling import compiled
-from portable_ops_backends.cpu.halves import widened
+from portable_ops_backends.cpu.halves import as_number
 from portable_ops_backends.cpu.layout import Array, memory_order, readonly
 from portable_ops_backends.cpu.threads import run_in_parts
 
@@ -25,7 +25,7 @@ def _short_sums(pred: Array, target: Array, bfloat: bool, real: Array) -> tuple[
     number = real.dtype.type
     overlap, total = number(0), number(0)
     for i in range(pred.size):
-        p, t = number(widened(pred[i], bfloat)), number(widened(target[i], bfloat))
+        p, t = number(as_number(pred[i], bfloat)), number(as_number(target[i], bfloat))
         overlap += p * t
         total += p + t
     return overlap, total

@@ -12,25 +12,25 @@ from numba import types
 from numba.extending import overload, register_jitable
 
 
-def widened(value: Any, bfloat: Any) -> Any:
+def as_number(value: Any, bfloat: Any) -> Any:
     """A number as float32 or float64: itself, or what the 16 bits of a half-precision number mean."""
     raise NotImplementedError("only in compiled functions")
 
 
-def narrowed(value: Any, out: Any, bfloat: Any) -> Any:
+def as_stored(value: Any, out: Any, bfloat: Any) -> Any:
     """What to write into the array `out`: the number itself, or its 16 bits, rounded to nearest, ties to even."""
     raise NotImplementedError("only in compiled functions")
 
 
-@overload(widened)
-def _widened(value: Any, bfloat: Any) -> Any:
+@overload(as_number)
+def _as_number(value: Any, bfloat: Any) -> Any:
     if value == types.uint16:
         return _from_bits
     return _itself
 
 
-@overload(narrowed)
-def _narrowed(value: Any, out: Any, bfloat: Any) -> Any:
+@overload(as_stored)
+def _as_stored(value: Any, out: Any, bfloat: Any) -> Any:
     if out.dtype == types.uint16:
         return _as_bits
     return _as_it_is

@@ -8,7 +8,7 @@ import numpy as np
 
 from portable_ops_backends.cpu.arithmetic import FUSED, logarithm, power_of_e
 from portable_ops_backends.cpu.compiling import compiled
-from portable_ops_backends.cpu.halves import narrowed, widened
+from portable_ops_backends.cpu.halves import as_stored, as_number
 from portable_ops_backends.cpu.layout import Array, memory_order, readonly
 from portable_ops_backends.cpu.threads import run_in_parts
 
@@ -23,21 +23,21 @@ ZERO = np.float32(0)
 def write_sigmoid(x: Array, bfloat: bool, out: Array) -> None:
     """The sigmoid of each element."""
     for i in range(x.size):
-        z = widened(x[i], bfloat)
+        z = as_number(x[i], bfloat)
         power = power_of_e(-abs(z))
-        out[i] = narrowed((power if z < ZERO else ONE) / (ONE + power), out, bfloat)
+        out[i] = as_stored((power if z < ZERO else ONE) / (ONE + power), out, bfloat)
 
 
 @compiled(fastmath=FUSED)
 def write_log_sigmoid(x: Array, bfloat: bool, out: Array) -> None:
     """The logarithm of the sigmoid of each element."""
     for i in range(x.size):
-        z = widened(x[i], bfloat)
+        z = as_number(x[i], bfloat)
         power = power_of_e(-abs(z))
         total = ONE + power
         # The logarithm of what the sum was rounded to, and to first order of what that has lost.
         log = logarithm(total) + (power - (total - ONE)) / total
-        out[i] = narrowed((z if z < ZERO else ZERO) - log, out, bfloat)
+        out[i] = as_stored((z if z < ZERO else ZERO) - log, out, bfloat)
 
 
 def each(write: Callable[[Array, bool, Array], None], x: Array, bfloat: bool = False) -> Array:

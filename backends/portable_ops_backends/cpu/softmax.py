@@ -22,7 +22,7 @@ from portable_ops_backends.cpu.arithmetic import (
     two_sum,
 )
 from portable_ops_backends.cpu.compiling import compiled
-from portable_ops_backends.cpu.halves import narrowed, widened
+from portable_ops_backends.cpu.halves import as_stored, as_number
 from portable_ops_backends.cpu.layout import Array, along
 from portable_ops_backends.cpu.threads import run_in_parts
 
@@ -96,16 +96,16 @@ def _rows(x: Array, out: Array, form: int, bfloat: bool, row: Array, powers: Arr
     number = row.dtype.type
     for r in range(start, stop):
         for i in range(row.size):
-            row[i] = widened(x[r, i], bfloat)
+            row[i] = as_number(x[r, i], bfloat)
         peak, total = joined_row(row, powers, form)
         if form == SOFTMAX:
             divisor = number(total)
             for i in range(row.size):
-                out[r, i] = narrowed(powers[i] / divisor, out, bfloat)
+                out[r, i] = as_stored(powers[i] / divisor, out, bfloat)
         elif form == LOG_SOFTMAX:
             log = number(logarithm(total))
             for i in range(row.size):
-                out[r, i] = narrowed((row[i] - peak) - log, out, bfloat)
+                out[r, i] = as_stored((row[i] - peak) - log, out, bfloat)
         else:
             result = number(peak + logarithm(total))
             if not _is_finite(peak):
@@ -113,13 +113,13 @@ def _rows(x: Array, out: Array, form: int, bfloat: bool, row: Array, powers: Arr
                 result = peak
                 for i in range(row.size):
                     result = row[i] if row[i] != row[i] else result
-            out[r, 0] = narrowed(result, out, bfloat)
+            out[r, 0] = as_stored(result, out, bfloat)
 
 
 @compiled(fastmath=FUSED)
 def _read_line(piece: Array, bfloat: bool, line: Array, peak: Array) -> None:
     for j in range(line.size):
-        value = widened(piece[j], bfloat)
+        value = as_number(piece[j], bfloat)
         line[j] = value
         peak[j] = value if value > peak[j] else peak[j]
 
@@ -138,7 +138,7 @@ def read_block(x: Array, start: int, width: int, bfloat: bool, block: Array, pea
         for j in range(width):
             o, i = (start + j) // inner, (start + j) % inner
             for c in range(x.shape[1]):
-                value = widened(x[o, c, i], bfloat)
+                value = as_number(x[o, c, i], bfloat)
                 block[c, j] = value
                 peak[j] = value if value > peak[j] else peak[j]
         # A nan is neither higher nor lower: the sum of powers finds it.
@@ -158,10 +158,10 @@ def _finish_line(line: Array, peak: Array, short: Array, form: int) -> None:
 def _finish_line_in(piece: Array, bfloat: bool, line: Array, peak: Array, short: Array, form: int) -> None:
     if form == SOFTMAX:
         for j in range(line.size):
-            piece[j] = narrowed(line[j] / short[j], piece, bfloat)
+            piece[j] = as_stored(line[j] / short[j], piece, bfloat)
     else:
         for j in range(line.size):
-            piece[j] = narrowed((line[j] - peak[j]) - short[j], piece, bfloat)
+            piece[j] = as_stored((line[j] - peak[j]) - short[j], piece, bfloat)
 
 
 @compiled
@@ -181,7 +181,7 @@ def _write_block(
         for j in range(width):
             o, i = (start + j) // inner, (start + j) % inner
             for c in range(out.shape[1]):
-                out[o, c, i] = narrowed(block[c, j], out, bfloat)
+                out[o, c, i] = as_stored(block[c, j], out, bfloat)
 
 
 @compiled
@@ -196,7 +196,7 @@ def _write_sums(block: Array, start: int, width: int, peak: Array, short: Array,
             for c in range(block.shape[0]):
                 result = block[c, j] if block[c, j] != block[c, j] else result
         o, i = (start + j) // inner, (start + j) % inner
-        out[o, 0, i] = narrowed(result, out, bfloat)
+        out[o, 0, i] = as_stored(result, out, bfloat)
 
 
 @compiled
