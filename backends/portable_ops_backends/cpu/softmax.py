@@ -52,7 +52,7 @@ def peak_of(row: Array) -> Any:
 
 @compiled(fastmath=REORDERED)
 def _sum_of_powers(row: Array, peak: Any) -> Any:
-    total = row[0] * 0
+    total = row.dtype.type(0)
     for i in range(row.size):
         total += power_of_e(row[i] - peak)
     return total
@@ -60,7 +60,7 @@ def _sum_of_powers(row: Array, peak: Any) -> Any:
 
 @compiled(fastmath=REORDERED)
 def _write_powers(row: Array, peak: Any, out: Array) -> Any:
-    total = row[0] * 0
+    total = row.dtype.type(0)
     for i in range(row.size):
         power = power_of_e(row[i] - peak)
         out[i] = power
