@@ -123,12 +123,29 @@ def test_unsigned_labels_beyond_int64_are_bad_and_never_ignored() -> None:
     assert counting.count_pairs(labels, labels, 2, -1)[1] == 18
 
 
-def test_counts_larger_than_32_bits_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counters_of_32_bits_are_emptied_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert counting.MOST_GROUPS * counting.GROUP < 2**32
+    monkeypatch.setattr(counting, "MOST_GROUPS", 2)
+    pred, target = np.random.default_rng(0).integers(0, 5, (2, 3000), dtype=np.uint8)
+    check(pred, target, 5, 3)
+
+
+def test_counts_larger_than_32_bits_add_up() -> None:
     counts = np.zeros((counting.LANES, 3), np.int64)
     counts[0, 0] = 2**40
-    words = np.zeros(4, np.uint64)
-    counting._count_words(words, words, 1, -1, counts)
-    assert counts[0, 0] == 2**40 + 32
+    labels = np.zeros(counting.GROUP, np.int64)
+    counting._count_labels(labels, labels, 1, -1, False, counts)
+    assert counts[0, 0] == 2**40 + counting.GROUP
+
+
+@pytest.mark.parametrize("length", [1, 7, 8, 9, 63, 64, 65, 700])
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "int64"])
+def test_runs_of_any_length(length: int, dtype: str) -> None:
+    labels = np.random.default_rng(length).integers(0, 7, (2, 3000 // length + 2)).astype(dtype)
+    pred, target = (np.repeat(x, length)[5:3005] for x in labels)
+    for ignore_index in (None, 3, 6):
+        check(pred, target, 7, ignore_index)
+        check(pred, target, 5, ignore_index)
 
 
 def test_eight_threads_at_once() -> None:
@@ -218,7 +235,7 @@ WHERE = (
     + """
 count()
 print(counting.__file__)
-print(counting._count_words.stats.cache_path)
+print(counting._count_bytes.stats.cache_path)
 """
 )
 
@@ -287,3 +304,20 @@ assert po.explain(po.mean_iou, large, large, 2).chosen == "numba"
 print("numba" in sys.modules)
 """
     assert run_python(code).strip() == "False"
+
+
+def test_processes_that_compile_different_dtypes_at_once_do_not_mix_them_up(tmp_path: Path) -> None:
+    # Each is told that the other's index is empty, as it is for both if they look at the same time.
+    code = """
+import sys
+import numpy as np
+from numba.core.caching import IndexDataCacheFile
+IndexDataCacheFile._load_index = lambda self: {}
+from portable_ops_backends.cpu import sigmoid
+print(sigmoid.sigmoid(np.zeros(8, sys.argv[1])).tolist())
+"""
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    for dtype in ("float32", "float64"):
+        subprocess.run([sys.executable, "-c", code, dtype], check=True, env=environment, capture_output=True)
+    names = [path.name for path in tmp_path.rglob("*write_sigmoid*.nbc")]
+    assert len(names) == 2, names

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
+import uuid
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import cache
@@ -39,7 +40,7 @@ def _compiled(function: Callable[..., Any], fastmath: Collection[str]) -> Any:
     # As in NumPy, x / 0 is inf: a check for it would keep loops from being vectorised.
     options: dict[str, Any] = {"nogil": True, "fastmath": set(fastmath), "error_model": "numpy"}
     try:
-        return _without_stale_code(numba.njit(function, cache=True, **options))
+        kernel = numba.njit(function, cache=True, **options)
     except RuntimeError:
         folder = private_folder()
         if folder is None:
@@ -49,14 +50,30 @@ def _compiled(function: Callable[..., Any], fastmath: Collection[str]) -> Any:
         try:
             # Numba looks at this when it decorates; the setting is everybody's, so it is put back.
             settings.CACHE_DIR = str(folder)
-            return _without_stale_code(numba.njit(function, cache=True, **options))
+            kernel = numba.njit(function, cache=True, **options)
         except RuntimeError:
             return numba.njit(function, **options)
         finally:
             settings.CACHE_DIR = before
+    _forget_stale_code(kernel)
+    return kernel if _keeps_processes_apart(kernel) else numba.njit(function, **options)
 
 
-def _without_stale_code(kernel: Any) -> Any:
+def _keeps_processes_apart(kernel: Any) -> bool:
+    """Let each process name its files of machine code apart from those of others; whether that could be done.
+
+    Numba numbers them. Two processes that compile a kernel for different dtypes at once take the same number, and then one's
+    code is loaded for the other's dtype, with wrong results (https://github.com/numba/numba/issues/10128 is of this kind).
+    """
+    file: Any = getattr(getattr(kernel, "_cache", None), "_cache_file", None)
+    pattern = getattr(file, "_data_name_pattern", "")
+    if ".{number:d}." not in pattern:
+        return False
+    file._data_name_pattern = pattern.replace(".{number:d}.", f".{uuid.uuid4().hex[:16]}-{{number:d}}.")
+    return True
+
+
+def _forget_stale_code(kernel: Any) -> None:
     """Drop what was compiled before any of this folder's modules changed: Numba looks at the kernel's own module alone."""
     folder = kernel.stats.cache_path
     function = kernel.py_func
@@ -65,7 +82,6 @@ def _without_stale_code(kernel: Any) -> Any:
         for kept in Path(folder).glob(f"{index}*.nbi"):
             if kept.stat().st_mtime < newest_source():
                 kept.unlink()
-    return kernel
 
 
 @cache

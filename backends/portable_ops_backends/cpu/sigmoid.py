@@ -8,7 +8,7 @@ import numpy as np
 
 from portable_ops_backends.cpu.arithmetic import FUSED, logarithm, power_of_e
 from portable_ops_backends.cpu.compiling import compiled
-from portable_ops_backends.cpu.halves import as_stored, as_number
+from portable_ops_backends.cpu.halves import as_number, as_stored
 from portable_ops_backends.cpu.layout import Array, memory_order, readonly
 from portable_ops_backends.cpu.threads import run_in_parts
 

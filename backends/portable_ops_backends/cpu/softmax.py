@@ -22,7 +22,7 @@ from portable_ops_backends.cpu.arithmetic import (
     two_sum,
 )
 from portable_ops_backends.cpu.compiling import compiled
-from portable_ops_backends.cpu.halves import as_stored, as_number
+from portable_ops_backends.cpu.halves import as_number, as_stored
 from portable_ops_backends.cpu.layout import Array, along
 from portable_ops_backends.cpu.threads import run_in_parts
 
