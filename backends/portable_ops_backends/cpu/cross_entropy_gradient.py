@@ -12,7 +12,7 @@ from portable_ops_backends.cpu.cross_entropy import Problem, class_of
 from portable_ops_backends.cpu.halves import as_stored
 from portable_ops_backends.cpu.layout import Array
 from portable_ops_backends.cpu.softmax import (
-    SHORTEST_ROW,
+    SHORTEST_PIECE,
     SMALLEST_PART,
     columns_of_block,
     read_block,
@@ -74,7 +74,7 @@ def _columns(
                 even[j], short[j] = 0, 0
         for c in range(n):
             _scale(block[c, :width], short[:width], even[:width], weight[c])
-        if inner >= SHORTEST_ROW:
+        if inner >= SHORTEST_PIECE:
             o, i = start // inner, start % inner
             for c in range(n):
                 _store(block[c, :width], out[o, c, i : i + width], bfloat)

@@ -31,6 +31,9 @@ SOFTMAX, LOG_SOFTMAX, LOGSUMEXP = range(3)
 SHORTEST_ROW = 64
 """Shorter rows are done as columns of a block, whose length does not depend on theirs."""
 
+SHORTEST_PIECE = 64
+"""Columns that lie in one piece of memory from which on they are read as one; compiled into the kernels."""
+
 BLOCK_BYTES = 2**17
 """A block and the lines of memory it comes from fit into a core's second cache."""
 
@@ -129,7 +132,7 @@ def read_block(x: Array, start: int, width: int, bfloat: bool, block: Array, pea
     """Columns `start` to ``start + width`` of all that (outer, n, inner) has, and their maxima."""
     inner = x.shape[2]
     peak[:width] = -np.inf
-    if inner >= SHORTEST_ROW:
+    if inner >= SHORTEST_PIECE:
         o, i = start // inner, start % inner
         for c in range(x.shape[1]):
             # Slices: an index that might be negative, as Numba sees it, is not vectorised.
@@ -171,7 +174,7 @@ def _write_block(
     """Powers divided by their sums, or shifted logits less the logarithms of their sums, to where they belong."""
     inner = out.shape[2]
     peak, short = peak[:width], short[:width]
-    if inner >= SHORTEST_ROW:
+    if inner >= SHORTEST_PIECE:
         o, i = start // inner, start % inner
         for c in range(out.shape[1]):
             _finish_line_in(out[o, c, i : i + width], bfloat, block[c, :width], peak, short, form)
@@ -203,7 +206,7 @@ def _write_sums(block: Array, start: int, width: int, peak: Array, short: Array,
 def width_of_block(start: int, stop: int, inner: int, most: int) -> int:
     """Columns to take from `start` on: no more than the rest of a piece in which they are neighbours."""
     width = min(most, stop - start)
-    return min(width, inner - start % inner) if inner >= SHORTEST_ROW else width
+    return min(width, inner - start % inner) if inner >= SHORTEST_PIECE else width
 
 
 @compiled(fastmath=FUSED)
