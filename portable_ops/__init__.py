@@ -8,6 +8,8 @@ from portable_ops.counting import Areas
 from portable_ops.dispatch import explain, standard_only
 from portable_ops.losses import binary_cross_entropy, cross_entropy, dice_loss
 from portable_ops.multihead import MultiHeadAttention
+from portable_ops.results import SegmentationResult
+from portable_ops.scores import SegmentationScores
 from portable_ops.segmentation import (
     class_iou,
     confusion_matrix,
@@ -21,6 +23,8 @@ __all__ = [
     "Backend",
     "Kernel",
     "MultiHeadAttention",
+    "SegmentationResult",
+    "SegmentationScores",
     "__version__",
     "binary_cross_entropy",
     "class_iou",

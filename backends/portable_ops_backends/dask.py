@@ -71,6 +71,7 @@ MODULES = {
     "dice_coefficient": "segmentation",
     "confusion_matrix": "segmentation",
     "intersection_and_union": "segmentation",
+    "tally": "tallies",
     "scaled_dot_product_attention": "attention",
 }
 

@@ -1,0 +1,178 @@
+"""Sums of counts where batches are: on a device, in a lazy array, in two words where there is no int64; rows in a file."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from portable_ops.backend import Array, Backend
+from portable_ops.routes import backend_of, dtype_name, namespace_of
+
+Host = np.ndarray[Any, Any]
+
+WORD = 30
+"""Bits of the lower of two words: of two sums of 30 bits each, 31 are left, which int32 holds."""
+
+SPILLED_BYTES = 2**26
+"""Rows of images that are held in memory before they are moved to a file."""
+
+
+class Accumulator:
+    """The sum of vectors of counts on one device: one array, two where there is no int64, a list where arrays are lazy."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.words: list[Array] = []
+
+    @staticmethod
+    def key(counts: Array) -> tuple[str, ...]:
+        """What arrays have in common that may be added."""
+        backend = backend_of(counts)
+        return backend.name, str(backend.device_of(counts)), dtype_name(counts.dtype)
+
+    def copy(self) -> Accumulator:
+        """Another with the same arrays, which are never written to."""
+        made = Accumulator(self.backend)
+        made.words = list(self.words)
+        return made
+
+    def add(self, counts: Array) -> None:
+        """Add counts, none of which is negative or too large for their dtype."""
+        if self.backend.lazy:
+            self.words.append(counts)  # added up by a tree at the end: a chain would be as deep as there were batches
+        elif dtype_name(counts.dtype) == "int64":
+            self.words = [self.words[0] + counts if self.words else counts]
+        else:
+            self._add_words(counts & (2**WORD - 1), counts >> WORD)
+
+    def _add_words(self, low: Array, high: Array) -> None:
+        if self.words:
+            low = low + self.words[0]
+            high = high + self.words[1] + (low >> WORD)
+            low = low & (2**WORD - 1)
+        self.words = [low, high]
+
+    def merge(self, other: Accumulator) -> None:
+        """Add what another of the same key has summed."""
+        if self.backend.lazy:
+            self.words = self.words + other.words
+        elif len(other.words) == 2:
+            self._add_words(*other.words)
+        else:
+            self.add(other.words[0])
+
+    def arrays(self) -> list[Array]:
+        """What must be brought to the host; lazy counts are one array, summed by a tree."""
+        if not self.backend.lazy:
+            return self.words
+        while len(self.words) > 1:
+            pairs = zip(self.words[::2], self.words[1::2], strict=False)
+            rest = self.words[len(self.words) // 2 * 2 :]
+            self.words = [one + other for one, other in pairs] + rest
+        return self.words
+
+    def total(self, values: Sequence[Host]) -> Host:
+        """The sum, of the values of `arrays`."""
+        low = values[0].astype(np.int64)
+        return low if len(values) == 1 else low + (values[1].astype(np.int64) << WORD)
+
+
+def brought_to_host(arrays: Sequence[Array]) -> list[Host]:
+    """The values of arrays; those of one lazy library in one computation, in which they share what they are made of."""
+    values: dict[int, Host] = {}
+    lazy: dict[str, list[int]] = {}
+    for number, array in enumerate(arrays):
+        backend = backend_of(array)
+        if backend.lazy:
+            lazy.setdefault(backend.name, []).append(number)
+        else:
+            values[number] = backend.to_numpy(array)
+    for numbers in lazy.values():
+        backend = backend_of(arrays[numbers[0]])
+        xp = namespace_of(backend)
+        flat = backend.to_numpy(xp.concat([xp.reshape(arrays[number], (-1,)) for number in numbers]))
+        start = 0
+        for number in numbers:
+            shape = tuple(arrays[number].shape)
+            size = int(np.prod(shape))
+            values[number] = flat[start : start + size].reshape(shape)
+            start += size
+    return [values[number] for number in range(len(arrays))]
+
+
+class Chunk(NamedTuple):
+    """Rows that are on the host to stay."""
+
+    values: Host
+
+
+class Rows:
+    """Counts of images, (images, 3, K), in the order of their batches: where these are, or in chunks on the host."""
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self.parts: list[Array | Chunk] = []
+        self._bytes = 0
+
+    def copy(self) -> Rows:
+        """Others with the same arrays, which are never written to."""
+        made = Rows(self.num_classes)
+        made.parts, made._bytes = list(self.parts), self._bytes
+        return made
+
+    def append(self, rows: Array) -> None:
+        """Add the rows of a batch."""
+        self.parts.append(rows)
+        if backend_of(rows).lazy:
+            return
+        self._bytes += rows.shape[0] * 3 * self.num_classes * 8
+        waiting = self.waiting
+        if self._bytes >= SPILLED_BYTES and not any(backend_of(one).lazy for one in waiting):
+            self.settle(brought_to_host(waiting))
+
+    def extend(self, other: Rows) -> None:
+        """Add the rows of others."""
+        self.parts = self.parts + other.parts
+        self._bytes += other._bytes
+
+    @property
+    def waiting(self) -> list[Array]:
+        """The arrays that have not been brought to the host."""
+        return [part for part in self.parts if not isinstance(part, Chunk)]
+
+    @property
+    def chunks(self) -> tuple[Host, ...]:
+        """The values, after `settle`."""
+        return tuple(part.values for part in self.parts if isinstance(part, Chunk))
+
+    def settle(self, values: Sequence[Host]) -> None:
+        """Put the values of what was waiting in its place; large chunks go to files without a name."""
+        found = iter(values)
+        chunks = [part.values if isinstance(part, Chunk) else next(found) for part in self.parts]
+        self.parts, self._bytes = [], 0
+        group: list[Host] = []
+        size = 0
+        for chunk in chunks:
+            if group and size + chunk.nbytes > SPILLED_BYTES:
+                self.parts.append(_kept(group))
+                group, size = [], 0
+            group.append(chunk)
+            size += chunk.nbytes
+        if group:
+            self.parts.append(_kept(group))
+
+
+def _kept(group: list[Host]) -> Chunk:
+    if len(group) == 1 and group[0].dtype == np.int64:
+        chunk = group[0]
+    else:
+        chunk = np.concatenate([values.astype(np.int64, copy=False) for values in group])
+    if chunk.nbytes < SPILLED_BYTES // 2 or isinstance(chunk, np.memmap):
+        return Chunk(chunk)
+    with tempfile.TemporaryFile() as file:
+        kept = np.memmap(file, np.int64, "w+", shape=chunk.shape)
+    kept[:] = chunk
+    return Chunk(kept)
