@@ -14,7 +14,7 @@ import nox
 nox.needs_version = ">=2024.10.9"
 # pip finds the CPU build of torch that constraints.txt pins; uv would resolve to several GB of CUDA packages.
 nox.options.default_venv_backend = "virtualenv"
-nox.options.sessions = ["lint", "types", "parity", "speed", "core", "stranger", "docs", "wheel", "browser"]
+nox.options.sessions = ["lint", "types", "parity", "speed", "core", "stranger", "toolkits", "docs", "wheel", "browser"]
 nox.options.error_on_missing_interpreters = True
 
 PINS = ("-c", "constraints.txt")
@@ -86,9 +86,17 @@ def stranger(session: nox.Session) -> None:
 
 
 @nox.session
+def toolkits(session: nox.Session) -> None:
+    """Conventions against the toolkits that they are named after, as these install."""
+    install(session, "all", "scikit-learn", *TOOLS)
+    session.install("--no-deps", "-r", "requirements-toolkits.txt")
+    session.run("pytest", "tests/test_conventions.py", "tests/test_results.py", *session.posargs)
+
+
+@nox.session
 def lowest(session: nox.Session) -> None:
     """The lower bounds that pyproject.toml states, but torch's; not in the default run, whose time it does not fit."""
-    extras = ".[numba,jax,dask,strict,bench]"
+    extras = ".[numba,jax,dask,strict,bench,scores]"
     session.install("-c", "constraints-lowest.txt", "-e", extras, "pytest", "pytest-xdist", "hypothesis", "mpmath")
     chosen = ("--backend", "numpy", "--backend", "jax", "--backend", "dask")
     session.run("pytest", *chosen, "-n", "2", *session.posargs)

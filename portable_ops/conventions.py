@@ -75,7 +75,7 @@ CONVENTIONS: Mapping[str, Convention] = {
     "torchmetrics-jaccard": Convention(
         iou=_SKIP,
         iou_function="torchmetrics.classification.MulticlassJaccardIndex",
-        dice=_SKIP,
+        dice=Rule(nothing=0.0),
         dice_function="torchmetrics.classification.MulticlassF1Score",
         reason=_SKIP_REASON,
     ),
