@@ -90,7 +90,9 @@ def toolkits(session: nox.Session) -> None:
     """Conventions against the toolkits that they are named after, as these install."""
     install(session, "all", "scikit-learn", *TOOLS)
     session.install("--no-deps", "-r", "requirements-toolkits.txt")
-    session.run("pytest", "tests/test_conventions.py", "tests/test_results.py", *session.posargs)
+    session.run(
+        "pytest", "tests/test_conventions.py", "tests/test_results.py", "tests/test_losses.py", *session.posargs
+    )
 
 
 @nox.session

@@ -91,8 +91,8 @@ def focal_loss(
         From 0 to 1, with sigmoid: the weight of positive targets, 1 - alpha being that of negative ones. None: all have
         weight 1.
     activation : {"softmax", "sigmoid"}
-        Whether the classes exclude each other, or each logit answers yes or no on its own (the default of MONAI, and SMP's
-        form of all modes).
+        Whether the classes exclude each other, or each logit answers yes or no on its own: the default of MONAI, and
+        SMP's form in all modes. (With softmax, the mean of MONAI divides by the number of classes too.)
     class_axis : int, optional
         The axis of the classes. None: 1, or 0 for one-dimensional logits.
     weight : array of shape (num_classes,), optional

@@ -141,7 +141,8 @@ def tversky_loss(
     alpha, beta : float
         Weights of false positives and of false negatives, in this order as in MONAI and SMP.
     gamma : float
-        The power to which the loss is raised: above 1, good overlaps count less (focal Tversky loss).
+        The power to which each loss is raised before the mean: above 1, good overlaps count less (focal Tversky loss).
+        SMP raises the mean.
     axis : int, tuple of int or None
         The axes to sum over, as in `dice_coefficient`: for (B, C, H, W), ``(2, 3)`` is a score per image and class (MONAI's
         ``batch=False``), ``(0, 2, 3)`` one per class (SMP).
