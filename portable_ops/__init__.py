@@ -19,6 +19,7 @@ from portable_ops.segmentation import (
     intersection_and_union,
     mean_iou,
 )
+from portable_ops.soft_scores import StreamingCrossEntropy, StreamingDice
 from portable_ops.tversky import jaccard_loss, tversky_loss
 
 __all__ = [
@@ -28,6 +29,8 @@ __all__ = [
     "MultiHeadAttention",
     "SegmentationResult",
     "SegmentationScores",
+    "StreamingCrossEntropy",
+    "StreamingDice",
     "__version__",
     "binary_cross_entropy",
     "class_iou",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -78,6 +79,108 @@ class Accumulator:
         """The sum, of the values of `arrays`."""
         low = values[0].astype(np.int64)
         return low if len(values) == 1 else low + (values[1].astype(np.int64) << WORD)
+
+
+class CompensatedSum:
+    """The sum of vectors of floats on one device, with what rounding has taken: as many parts as one likes lose no digits."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.words: list[Array] = []
+
+    def copy(self) -> CompensatedSum:
+        """Another with the same arrays, which are never written to."""
+        made = CompensatedSum(self.backend)
+        made.words = list(self.words)
+        return made
+
+    def add(self, values: Array) -> None:
+        """Add the sums of a batch."""
+        if self.backend.lazy:
+            self.words.append(values)
+        elif not self.words:
+            self.words = [values, values * 0]
+        else:
+            # What a + b leaves over of both, exactly (D. E. Knuth, TAOCP 2, 4.2.2).
+            before, lost = self.words
+            total = before + values
+            part = total - before
+            self.words = [total, lost + ((before - (total - part)) + (values - part))]
+
+    def merge(self, other: CompensatedSum) -> None:
+        """Add what another of the same key has summed."""
+        if self.backend.lazy:
+            self.words = self.words + other.words
+        elif not self.words:
+            self.words = list(other.words)
+        elif other.words:
+            self.add(other.words[0])
+            self.words[1] = self.words[1] + other.words[1]
+
+    def arrays(self) -> list[Array]:
+        """What must be brought to the host."""
+        return self.words
+
+    def total(self, values: Sequence[Host]) -> Host:
+        """The sum in float64, of the values of `arrays`."""
+        wide = [np.asarray(value, np.float64) for value in values]
+        return np.asarray([math.fsum(column) for column in zip(*wide, strict=True)])
+
+
+class Sums:
+    """Sums of vectors, one for each library, device and dtype that they came from, and one on the host."""
+
+    def __init__(self, kind: type[Accumulator] | type[CompensatedSum]) -> None:
+        self.kind = kind
+        self.parts: dict[tuple[str, ...], Any] = {}
+        self.kept: Host | None = None
+
+    def copy(self) -> Sums:
+        """Others that may go their own way."""
+        made = Sums(self.kind)
+        made.parts, made.kept = {key: part.copy() for key, part in self.parts.items()}, self.kept
+        return made
+
+    def add(self, values: Array) -> None:
+        """Add the vector of a batch, without waiting for its device."""
+        key = Accumulator.key(values)
+        if key not in self.parts:
+            self.parts[key] = self.kind(backend_of(values))
+        self.parts[key].add(values)
+
+    def merge(self, other: Sums) -> None:
+        """Add other sums, likewise."""
+        for key, part in other.copy().parts.items():
+            if key in self.parts:
+                self.parts[key].merge(part)
+            else:
+                self.parts[key] = part
+        self.keep(other.kept)
+
+    def keep(self, values: Host | None) -> None:
+        """Add a vector that is on the host to stay."""
+        if values is not None:
+            self.kept = values if self.kept is None else self.kept + values
+
+    def arrays(self) -> list[Array]:
+        """What must be brought to the host for `total`."""
+        return [array for part in self.parts.values() for array in part.arrays()]
+
+    def total(self, values: Sequence[Host]) -> Host | None:
+        """The sum of all, of the values of `arrays`; None if there is nothing. What was lazy is kept on the host."""
+        rest = list(values)
+        total: Host | None = None
+        for key, part in list(self.parts.items()):
+            number = len(part.arrays())
+            mine, rest = part.total(rest[:number]), rest[number:]
+            if part.backend.lazy:
+                self.keep(mine)
+                del self.parts[key]
+            else:
+                total = mine if total is None else total + mine
+        if total is None or self.kept is None:
+            return self.kept if total is None else total
+        return total + self.kept
 
 
 def brought_to_host(arrays: Sequence[Array]) -> list[Host]:

@@ -12,12 +12,11 @@ from typing import Any, Self
 
 import numpy as np
 
-from portable_ops.accumulators import Accumulator, Rows, brought_to_host
+from portable_ops.accumulators import Accumulator, Rows, Sums, brought_to_host
 from portable_ops.backend import Array
 from portable_ops.checks import complaint, require_choice, require_flag, require_integer
 from portable_ops.files import replaced
 from portable_ops.results import SegmentationResult
-from portable_ops.routes import backend_of
 from portable_ops.tallies import FORMATS, areas_of_pairs, tally
 
 VERSION = 1
@@ -105,8 +104,8 @@ class SegmentationScores:
         """Forget all counts; the parameters stay."""
         self._size = (self.num_classes if self.confusion else 3) * self.num_classes + 1
         self._elements = 0
-        self._totals = np.zeros(self._size, np.int64)
-        self._accumulators: dict[tuple[str, ...], Accumulator] = {}
+        self._sums = Sums(Accumulator)
+        self._sums.keep(np.zeros(self._size, np.int64))
         self._rows = Rows(self.num_classes)
 
     def update(self, pred: Array, target: Array, /) -> None:
@@ -134,10 +133,7 @@ class SegmentationScores:
             per_image=self.per_image,
             validate=self.validate,
         )
-        key = Accumulator.key(counted.totals)
-        if key not in self._accumulators:
-            self._accumulators[key] = Accumulator(backend_of(counted.totals))
-        self._accumulators[key].add(counted.totals)
+        self._sums.add(counted.totals)
         self._elements += self._number_of_elements(pred, target)
         if counted.rows is not None:
             self._rows.append(counted.rows)
@@ -175,14 +171,8 @@ class SegmentationScores:
         if None not in (self.class_names, other.class_names) and self.class_names != other.class_names:
             raise ValueError(complaint("other", f"class_names={other.class_names!r}", f"{self.class_names!r}"))
         self.class_names = self.class_names or other.class_names
-        other = other.copy()
         self._elements += other._elements
-        self._totals = self._totals + other._totals
-        for key, accumulator in other._accumulators.items():
-            if key in self._accumulators:
-                self._accumulators[key].merge(accumulator)
-            else:
-                self._accumulators[key] = accumulator
+        self._sums.merge(other._sums)
         self._rows.extend(other._rows)
         return self
 
@@ -197,8 +187,7 @@ class SegmentationScores:
         """Scores with the same counts, which may then go their own way."""
         made = self.__class__.__new__(self.__class__)
         made.__dict__.update(self.__dict__)
-        made._accumulators = {key: accumulator.copy() for key, accumulator in self._accumulators.items()}
-        made._rows = self._rows.copy()
+        made._sums, made._rows = self._sums.copy(), self._rows.copy()
         return made
 
     def compute(self) -> SegmentationResult:
@@ -235,18 +224,11 @@ class SegmentationScores:
 
     def _on_host(self) -> tuple[np.ndarray[Any, Any], tuple[np.ndarray[Any, Any], ...]]:
         """All counts, and the rows of images in chunks; what was lazy is computed once and kept."""
-        arrays = [array for accumulator in self._accumulators.values() for array in accumulator.arrays()]
+        arrays = self._sums.arrays()
         values = brought_to_host([*arrays, *self._rows.waiting])
         self._rows.settle(values[len(arrays) :])
-        totals = self._totals
-        for key, accumulator in list(self._accumulators.items()):
-            number = len(accumulator.arrays())
-            mine, values = values[:number], values[number:]
-            total = accumulator.total(mine)
-            totals = totals + total
-            if accumulator.backend.lazy:
-                self._totals = self._totals + total
-                del self._accumulators[key]
+        totals = self._sums.total(values[: len(arrays)])
+        assert totals is not None
         return totals, self._rows.chunks
 
     def to_dict(self) -> dict[str, Any]:
@@ -288,14 +270,18 @@ class SegmentationScores:
         ValueError
             It is of another version, or not what `to_dict` makes.
         """
+        kept = dict(state)
+        rows = kept.pop("rows", None)
+        return cls._restored(kept, () if rows is None else (rows,))
+
+    @classmethod
+    def _restored(cls, state: dict[str, Any], rows: Sequence[Any]) -> Self:
         if state.get("version") != VERSION:
             raise ValueError(complaint("state", f"version {state.get('version')!r}", f"version {VERSION}"))
-        kept = dict(state)
         try:
-            del kept["version"]
-            elements, totals, rows = (kept.pop(name) for name in ("elements", "totals", "rows"))
-            made = cls(**kept)
-            made._restore(int(elements), np.asarray(totals, np.int64), () if rows is None else (rows,))
+            parameters = {name: value for name, value in state.items() if name not in ("version", "elements", "totals")}
+            made = cls(**parameters)
+            made._restore(int(state["elements"]), np.asarray(state["totals"], np.int64), rows)
         except (KeyError, TypeError, OverflowError) as error:
             raise ValueError(complaint("state", f"{type(error).__name__}: {error}", "what to_dict returns")) from error
         return made
@@ -306,7 +292,8 @@ class SegmentationScores:
             raise ValueError(complaint("state", got, f"{self._size} counts for {self.num_classes} classes"))
         if int(totals[-1]) > elements:
             raise ValueError(complaint("state", f"{int(totals[-1])} of {elements} elements ignored", "fewer"))
-        self._elements, self._totals = elements, totals
+        self._elements = elements
+        self._sums.keep(totals)
         for chunk in rows:
             values = np.asarray(chunk, np.int64)
             if values.size and values.shape[1:] != (3, self.num_classes):
@@ -361,9 +348,7 @@ class SegmentationScores:
         except (ValueError, KeyError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
             got = f"{Path(path).name}, which cannot be read ({type(error).__name__}: {error})"
             raise ValueError(complaint("path", got, "a checkpoint that SegmentationScores.save wrote")) from error
-        made = cls.from_dict(header | {"totals": totals, "rows": None})
-        made._restore(made._elements, made._totals, chunks)
-        return made
+        return cls._restored(header | {"totals": totals}, chunks)
 
     def __getstate__(self) -> dict[str, Any]:
         # Counts travel as NumPy arrays: where they arrive there may be neither the device nor the library.

@@ -76,7 +76,7 @@ def test_the_state_stays_on_the_device_and_lazy(target: Target) -> None:
     scores = po.SegmentationScores(K, per_image=True)
     for seed in range(3):
         scores.update(*map(target.array, maps(seed)))
-    (accumulator,) = scores._accumulators.values()
+    (accumulator,) = scores._sums.parts.values()
     for array in (*accumulator.words, *scores._rows.waiting):
         assert accumulator.backend is target.backend
         if target.device is not None:
@@ -149,7 +149,7 @@ def test_copies_and_results_go_their_own_way() -> None:
 def test_no_more_than_three_counts_per_class_are_kept_without_the_matrix() -> None:
     large = po.SegmentationScores(5000, confusion=False)
     large.update(np.asarray([4999, 3]), np.asarray([4999, 2]))
-    (accumulator,) = large._accumulators.values()
+    (accumulator,) = large._sums.parts.values()
     assert accumulator.words[0].shape == (15001,)
     assert large.compute().mean_iou() == pytest.approx(1 / 3)
 
@@ -413,6 +413,6 @@ def test_updates_in_jax_without_64_bits_are_int32_words() -> None:
     jnp = pytest.importorskip("jax.numpy", reason="jax is not installed")
     pred, actual = maps(0)
     scores = scores_of((jnp.asarray(pred), jnp.asarray(actual)), (jnp.asarray(pred), jnp.asarray(actual)))
-    (accumulator,) = scores._accumulators.values()
+    (accumulator,) = scores._sums.parts.values()
     assert len(accumulator.words) == 2
     assert scores.to_dict() == scores_of((pred, actual), (pred, actual)).to_dict()

@@ -74,6 +74,7 @@ MODULES = {
     "dice_coefficient": "segmentation",
     "confusion_matrix": "segmentation",
     "intersection_and_union": "segmentation",
+    "soft_sums": "overlap",
     "tally": "tallies",
     "scaled_dot_product_attention": "attention",
 }

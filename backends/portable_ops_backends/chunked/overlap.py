@@ -8,12 +8,13 @@ from functools import partial
 from typing import Any
 
 import dask.array as da
+import numpy as np
 
 from portable_ops.backend import Array
 from portable_ops.checks import Axis, normalized_axes, require_known_sizes
 from portable_ops.labels import ignored_labels, in_range, require_in_range, widened
 from portable_ops.precision import as_dtype
-from portable_ops.routes import values_are_at_hand
+from portable_ops.routes import backend_of, values_are_at_hand
 from portable_ops.segmentation import dice_of_sums
 from portable_ops.targets import along, class_axis_of
 from portable_ops.tversky import foreground, loss_of_score, overlap_sums, tversky_of_sums
@@ -32,6 +33,63 @@ from portable_ops_backends.chunked.blocks import (
 from portable_ops_backends.chunked.losses import classes_along, in_working_dtype, reduced_blocks
 
 
+def _joined_sums(
+    pred: Array,
+    target: Array,
+    axes: tuple[int, ...],
+    activation: str | None,
+    class_axis: int,
+    ignore_index: int | None,
+    include_background: bool = True,
+    squared: bool = False,
+    keepdims: bool = True,
+) -> Array:
+    """Blocks that hold the overlap and the sums of both masks, each with axes of size one where it was summed."""
+    require_known_sizes("pred", pred)
+    p = in_working_dtype(pred)
+    if activation is not None:
+        p = sigmoid(p) if activation == "sigmoid" else softmax(p, axis=class_axis)
+    t, classes, num_classes = target, None, 0
+    if tuple(target.shape) != tuple(pred.shape):
+        number = class_axis_of(class_axis, pred, "pred")
+        t, num_classes = da.expand_dims(without_empty_blocks(target), number), pred.shape[number]
+        classes = foreground(classes_along(p, number), class_axis, include_background)
+    else:
+        t = foreground(t, class_axis, include_background)
+    p = foreground(p, class_axis, include_background)
+    options = {"num_classes": num_classes, "ignore_index": ignore_index, "squared": squared}
+    parts = mapped(_sums_of_block, p, t, classes, dtype=p.dtype, chunks=sizes_one(p, axes), axes=axes, **options)
+    return joined(parts, added, axes, keepdims=keepdims)
+
+
+def soft_sums(
+    pred: Array,
+    target: Array,
+    /,
+    *,
+    activation: str | None = None,
+    class_axis: int | None = 1,
+    ignore_index: int | None = None,
+) -> Array:
+    """See `portable_ops.soft_scores.soft_sums`. What it leaves lies in NumPy blocks, whatever array a block was."""
+    classes = None if class_axis is None else class_axis % pred.ndim
+    axes = tuple(axis for axis in range(pred.ndim) if axis != classes)
+    sums = _joined_sums(pred, target, axes, activation, classes or 0, ignore_index, keepdims=False)
+    rows = da.map_blocks(
+        _rows,
+        sums,
+        new_axis=0 if sums.ndim else [0, 1],
+        chunks=((3,), *(sums.chunks or ((1,),))),
+        dtype=sums.dtype,
+        meta=np.empty((0, 0), sums.dtype),
+    )
+    return rows.reshape(-1)
+
+
+def _rows(sums: Parts) -> Array:
+    return np.stack([backend_of(one).to_numpy(one).reshape(-1) for one in sums])
+
+
 def _overlap_loss(
     of_sums: Callable[..., Array],
     pred: Array,
@@ -47,27 +105,13 @@ def _overlap_loss(
     squared: bool = False,
 ) -> Array:
     """The loss that a function makes of the overlap and of the sums of both masks."""
-    require_known_sizes("pred", pred)
     axes = normalized_axes(axis, pred)
-    p = in_working_dtype(pred)
-    if activation is not None:
-        p = sigmoid(p) if activation == "sigmoid" else softmax(p, axis=class_axis)
-    t, classes, num_classes = target, None, 0
-    if tuple(target.shape) != tuple(pred.shape):
-        number = class_axis_of(class_axis, pred, "pred")
-        t, num_classes = da.expand_dims(without_empty_blocks(target), number), pred.shape[number]
-        classes = foreground(classes_along(p, number), class_axis, include_background)
-    else:
-        t = foreground(t, class_axis, include_background)
-    p = foreground(p, class_axis, include_background)
-    options = {"num_classes": num_classes, "ignore_index": ignore_index, "squared": squared}
-    parts = mapped(_sums_of_block, p, t, classes, dtype=p.dtype, chunks=sizes_one(p, axes), axes=axes, **options)
-    sums = joined(parts, added, axes, keepdims=True)
+    sums = _joined_sums(pred, target, axes, activation, class_axis, ignore_index, include_background, squared)
     w = None
     if weight is not None:
         kept = foreground(without_empty_blocks(weight), 0, include_background)
         w = along(da, kept, class_axis % pred.ndim, pred.ndim)
-    losses = mapped(partial(_losses, of_sums), sums, w, dtype=p.dtype)
+    losses = mapped(partial(_losses, of_sums), sums, w, dtype=sums.dtype)
     result = reduced_blocks(losses, reduction, result_dtype(pred))
     return result.squeeze(axes) if reduction == "none" else result
 
