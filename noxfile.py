@@ -109,7 +109,7 @@ def docs(session: nox.Session) -> None:
     """The examples in docstrings, README and docs."""
     install(session, "all", *TOOLS)
     session.run("pytest", "--doctest-modules", "portable_ops")
-    session.run("pytest", "tests/test_readme.py")
+    session.run("pytest", "tests/test_readme.py", "tests/test_docs.py")
 
 
 @nox.session
