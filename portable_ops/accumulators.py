@@ -21,6 +21,10 @@ SPILLED_BYTES = 2**26
 """Rows of images that are held in memory before they are moved to a file."""
 
 
+SMALLEST_ARRAY = 2**10
+"""What an array takes at least, however few its rows are."""
+
+
 class Accumulator:
     """The sum of vectors of counts on one device: one array, two where there is no int64, a list where arrays are lazy."""
 
@@ -96,6 +100,7 @@ class CompensatedSum:
 
     def add(self, values: Array) -> None:
         """Add the sums of a batch."""
+        values = self.backend.detached(values)
         if self.backend.lazy:
             self.words.append(values)
         elif not self.words:
@@ -231,10 +236,12 @@ class Rows:
         self.parts.append(rows)
         if backend_of(rows).lazy:
             return
-        self._bytes += rows.shape[0] * 3 * self.num_classes * 8
-        waiting = self.waiting
-        if self._bytes >= SPILLED_BYTES and not any(backend_of(one).lazy for one in waiting):
-            self.settle(brought_to_host(waiting))
+        self._bytes += max(rows.shape[0] * 3 * self.num_classes * 8, SMALLEST_ARRAY)
+        if self._bytes >= SPILLED_BYTES:
+            self._bytes = 0
+            waiting = self.waiting
+            if not any(backend_of(one).lazy for one in waiting):
+                self.settle(brought_to_host(waiting))
 
     def extend(self, other: Rows) -> None:
         """Add the rows of others."""
@@ -255,27 +262,31 @@ class Rows:
         """Put the values of what was waiting in its place; large chunks go to files without a name."""
         found = iter(values)
         chunks = [part.values if isinstance(part, Chunk) else next(found) for part in self.parts]
-        self.parts, self._bytes = [], 0
+        kept: list[Array | Chunk] = []
         group: list[Host] = []
         size = 0
         for chunk in chunks:
             if group and size + chunk.nbytes > SPILLED_BYTES:
-                self.parts.append(_kept(group))
+                kept.append(_kept(group))
                 group, size = [], 0
             group.append(chunk)
             size += chunk.nbytes
         if group:
-            self.parts.append(_kept(group))
+            kept.append(_kept(group))
+        # At the end: where the disk is full, nothing is lost.
+        self.parts, self._bytes = kept, 0
 
 
 def _kept(group: list[Host]) -> Chunk:
+    """One chunk, which nobody writes to: results and copies share it."""
     if len(group) == 1 and group[0].dtype == np.int64:
-        chunk = group[0]
+        chunk = group[0].view()
     else:
         chunk = np.concatenate([values.astype(np.int64, copy=False) for values in group])
-    if chunk.nbytes < SPILLED_BYTES // 2 or isinstance(chunk, np.memmap):
-        return Chunk(chunk)
-    with tempfile.TemporaryFile() as file:
-        kept = np.memmap(file, np.int64, "w+", shape=chunk.shape)
-    kept[:] = chunk
-    return Chunk(kept)
+    if chunk.nbytes >= SPILLED_BYTES // 2 and not isinstance(chunk, np.memmap):
+        with tempfile.TemporaryFile() as file:
+            spilled = np.memmap(file, np.int64, "w+", shape=chunk.shape)
+        spilled[:] = chunk
+        chunk = spilled
+    chunk.flags.writeable = False
+    return Chunk(chunk)

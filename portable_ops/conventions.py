@@ -38,7 +38,8 @@ _SKIP_REASON = (
     "counts are added up over the data set; a class without a union is left out, one with false positives alone is 0"
 )
 _ZERO = Rule(absent=0.0)
-_TARGET = {"valid": "target", "nothing": 0.0}
+_MONAI = Rule(level="image", valid="target", nothing=0.0)
+_MONAI_BATCH = Rule(level="image", order="image-class", valid="target", nothing=0.0)
 _ONES = Rule(absent=1.0)
 _IMAGES = Rule(level="image")
 
@@ -95,16 +96,16 @@ CONVENTIONS: Mapping[str, Convention] = {
         reason="counts are added up over the data set; only classes that occur in the target count",
     ),
     "monai": Convention(
-        iou=Rule(level="image", **_TARGET),  # type: ignore[arg-type]
+        iou=_MONAI,
         iou_function='monai.metrics.MeanIoU(reduction="mean")',
-        dice=Rule(level="image", **_TARGET),  # type: ignore[arg-type]
+        dice=_MONAI,
         dice_function='monai.metrics.DiceMetric(reduction="mean")',
         reason="each image is scored, by the mean over the classes in its target; then the mean over images",
     ),
     "monai-batch": Convention(
-        iou=Rule(level="image", order="image-class", **_TARGET),  # type: ignore[arg-type]
+        iou=_MONAI_BATCH,
         iou_function='monai.metrics.MeanIoU(reduction="mean_batch"), averaged over classes with not_nans',
-        dice=Rule(level="image", order="image-class", **_TARGET),  # type: ignore[arg-type]
+        dice=_MONAI_BATCH,
         dice_function='monai.metrics.DiceMetric(reduction="mean_batch"), averaged over classes with not_nans',
         reason="for each class the mean over the images whose target has it; then the mean over classes",
     ),

@@ -49,7 +49,8 @@ class SegmentationScores:
         A name for each class.
     validate : bool, optional
         Labels that name no class and are not ignored are counted, and None has `compute` raise. True: `update` raises,
-        which waits for the device. False: nothing does; such elements count nowhere but in the result's `out_of_range`.
+        which waits for the device (on Dask, a block does when it is computed). False: nothing does; such elements count
+        nowhere but in the result's `out_of_range`.
 
     Raises
     ------
@@ -229,6 +230,7 @@ class SegmentationScores:
         self._rows.settle(values[len(arrays) :])
         totals = self._sums.total(values[: len(arrays)])
         assert totals is not None
+        totals.flags.writeable = False
         return totals, self._rows.chunks
 
     def to_dict(self) -> dict[str, Any]:
@@ -293,7 +295,7 @@ class SegmentationScores:
         if int(totals[-1]) > elements:
             raise ValueError(complaint("state", f"{int(totals[-1])} of {elements} elements ignored", "fewer"))
         self._elements = elements
-        self._sums.keep(totals)
+        self._sums.keep(totals.copy())
         for chunk in rows:
             values = np.asarray(chunk, np.int64)
             if values.size and values.shape[1:] != (3, self.num_classes):

@@ -170,7 +170,7 @@ def test_nothing_seen_is_nan_unless_a_number_is_named() -> None:
     assert one.compute().mean_iou() == 1.0 and math.isnan(one.compute().kappa())
 
 
-def test_large_counts_are_divided_exactly() -> None:
+def test_large_counts_do_not_overflow() -> None:
     scores = po.SegmentationScores(2, confusion=False)
     huge = 2**61
     state = scores.to_dict() | {"elements": 2 * huge + 1, "totals": [huge, huge, huge, huge + 1, huge, huge + 1, 0]}

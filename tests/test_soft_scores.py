@@ -156,3 +156,14 @@ def test_dask_stays_lazy_until_compute() -> None:
         scores.update(x, da.zeros((4, 5), dtype=np.int64, chunks=2))
         with pytest.raises(AssertionError, match="computed"):
             (scores + scores).compute()
+
+
+@pytest.mark.of_backend("torch")
+def test_no_graph_is_kept() -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    z = torch.zeros((1, 2, 3), requires_grad=True)
+    dice, loss = po.StreamingDice(activation="softmax"), po.StreamingCrossEntropy()
+    for scores in (dice, loss):
+        scores.update(z, torch.zeros((1, 3), dtype=torch.int64))
+        assert not any(array.requires_grad for array in scores._sums.arrays())
+        scores.compute()
