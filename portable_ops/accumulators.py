@@ -128,8 +128,15 @@ class CompensatedSum:
 
     def total(self, values: Sequence[Host]) -> Host:
         """The sum in float64, of the values of `arrays`."""
-        wide = [np.asarray(value, np.float64) for value in values]
-        return np.asarray([math.fsum(column) for column in zip(*wide, strict=True)])
+        return np.asarray([_sum_of(column) for column in zip(*(value.tolist() for value in values), strict=True)])
+
+
+def _sum_of(numbers: Sequence[float]) -> float:
+    """A sum that is rounded once; of infinities the first alone, as the word beside it is nan."""
+    if all(map(math.isfinite, numbers)):
+        return math.fsum(numbers)
+    infinite = {number for number in numbers if math.isinf(number)}
+    return infinite.pop() if len(infinite) == 1 and not math.isnan(numbers[0]) else math.nan
 
 
 class Sums:

@@ -321,7 +321,7 @@ class SegmentationScores:
         arrays = {"header": np.frombuffer(header.encode(), np.uint8), "totals": totals}
         arrays |= {f"rows_{number}": chunk for number, chunk in enumerate(rows)}
         with replaced(Path(path)) as file:
-            np.savez(file, allow_pickle=False, **arrays)
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # older NumPy has no allow_pickle beside the arrays
 
     @classmethod
     def load(cls, path: str | PathLike[str], /) -> Self:

@@ -127,6 +127,19 @@ def test_many_small_parts_lose_no_digits(name: str) -> None:
     assert float(np.add.reduce(numbers[:, None], axis=0)[0]) != pytest.approx(total[0], rel=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of the logarithm of 0
+def test_what_is_not_finite_stays_so(target: Target) -> None:
+    require_counts(target)
+    other = po.StreamingCrossEntropy()
+    for z in (0.0, np.nan, 1.0):
+        other.update(target.array(np.asarray([[z, 0.0]])), target.array(np.asarray([1])))
+    assert math.isnan(other.compute())
+    one = po.StreamingCrossEntropy(from_logits=False, eps=0.0)
+    for p in (0.5, 0.0, 0.25):
+        one.update(target.array(np.asarray([[1 - p, p]])), target.array(np.asarray([1])))
+    assert one.compute() == math.inf
+
+
 def test_nothing_seen_and_what_does_not_fit() -> None:
     assert math.isnan(po.StreamingCrossEntropy().compute())
     with pytest.raises(ValueError, match="compute: got no batch"):
