@@ -86,9 +86,19 @@ def stranger(session: nox.Session) -> None:
 
 
 @nox.session
+def toolkits(session: nox.Session) -> None:
+    """Conventions against the toolkits that they are named after; not in the default run, as some are heavy to install."""
+    install(session, "all", "scikit-learn", *TOOLS)
+    session.install("--no-deps", "-r", "requirements-toolkits.txt")
+    session.run(
+        "pytest", "tests/test_conventions.py", "tests/test_results.py", "tests/test_losses.py", *session.posargs
+    )
+
+
+@nox.session
 def lowest(session: nox.Session) -> None:
     """The lower bounds that pyproject.toml states, but torch's; not in the default run, whose time it does not fit."""
-    extras = ".[numba,jax,dask,strict,bench]"
+    extras = ".[numba,jax,dask,strict,bench,scores]"
     session.install("-c", "constraints-lowest.txt", "-e", extras, "pytest", "pytest-xdist", "hypothesis", "mpmath")
     chosen = ("--backend", "numpy", "--backend", "jax", "--backend", "dask")
     session.run("pytest", *chosen, "-n", "2", *session.posargs)
@@ -99,7 +109,7 @@ def docs(session: nox.Session) -> None:
     """The examples in docstrings, README and docs."""
     install(session, "all", *TOOLS)
     session.run("pytest", "--doctest-modules", "portable_ops")
-    session.run("pytest", "tests/test_readme.py")
+    session.run("pytest", "tests/test_readme.py", "tests/test_docs.py")
 
 
 @nox.session

@@ -6,8 +6,12 @@ from portable_ops.attention import scaled_dot_product_attention
 from portable_ops.backend import Backend, Kernel, get_backend, list_backends
 from portable_ops.counting import Areas
 from portable_ops.dispatch import explain, standard_only
-from portable_ops.losses import binary_cross_entropy, cross_entropy, dice_loss
+from portable_ops.focal import focal_loss
+from portable_ops.losses import binary_cross_entropy, cross_entropy
 from portable_ops.multihead import MultiHeadAttention
+from portable_ops.overlap import dice_loss
+from portable_ops.results import SegmentationResult
+from portable_ops.scores import SegmentationScores
 from portable_ops.segmentation import (
     class_iou,
     confusion_matrix,
@@ -15,12 +19,18 @@ from portable_ops.segmentation import (
     intersection_and_union,
     mean_iou,
 )
+from portable_ops.soft_scores import StreamingCrossEntropy, StreamingDice
+from portable_ops.tversky import jaccard_loss, tversky_loss
 
 __all__ = [
     "Areas",
     "Backend",
     "Kernel",
     "MultiHeadAttention",
+    "SegmentationResult",
+    "SegmentationScores",
+    "StreamingCrossEntropy",
+    "StreamingDice",
     "__version__",
     "binary_cross_entropy",
     "class_iou",
@@ -29,8 +39,10 @@ __all__ = [
     "dice_coefficient",
     "dice_loss",
     "explain",
+    "focal_loss",
     "get_backend",
     "intersection_and_union",
+    "jaccard_loss",
     "list_backends",
     "log_sigmoid",
     "log_softmax",
@@ -40,4 +52,5 @@ __all__ = [
     "sigmoid",
     "softmax",
     "standard_only",
+    "tversky_loss",
 ]

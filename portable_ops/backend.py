@@ -117,6 +117,8 @@ class Backend:
     longest_sum : int
         How many numbers the library may be given to add up: where it adds one after the other, rounding errors of more
         would show, and longer sums are made of parts.
+    detached : callable
+        ``(array)``: the same values without the graph by which gradients would flow, which must not grow with a sum.
     fence : callable
         ``(array)``: the same values, which a compiler does not merge with what is computed from them. Sums of sums stay so.
     kernels : mapping
@@ -151,6 +153,7 @@ class Backend:
     register_container: Callable[..., None] | None = None
     dtypes: tuple[str, ...] = ("float32", "float64")
     longest_sum: int = 512
+    detached: Callable[[Array], Array] = lambda array: array
     fence: Callable[[Array], Array] = lambda array: array
     kernels: Mapping[str, tuple[Kernel, ...]] = field(default_factory=lambda: _NOTHING)
 

@@ -53,6 +53,10 @@ class Operation:
 
 
 OPERATIONS: dict[str, Operation] = {}
+"""The public ones, by name."""
+
+STEPS: dict[str, Operation] = {}
+"""What public classes do with arrays: dispatched like operations, and not called by users."""
 
 
 class _Mode(threading.local):
@@ -87,6 +91,7 @@ def operation(
     *,
     keyword_arrays: tuple[str, ...] = (),
     differentiable: bool = True,
+    public: bool = True,
 ) -> Callable[[Callable[Concatenate[Namespace, P], R]], Callable[P, R]]:
     """Make the public function of a standard definition.
 
@@ -98,10 +103,12 @@ def operation(
         The keyword arguments that hold arrays. Positional-only arguments always do.
     differentiable : bool
         False for operations on labels.
+    public : bool
+        False for a step of a public class: it goes to `STEPS` and not to `OPERATIONS`.
     """
 
     def decorate(definition: Callable[Concatenate[Namespace, P], R]) -> Callable[P, R]:
-        op = _register(definition, check, keyword_arrays, differentiable=differentiable)
+        op = _register(definition, check, keyword_arrays, differentiable=differentiable, public=public)
         name, count, keywords = op.name, len(op.arrays), op.keyword_arrays
 
         @functools.wraps(definition)
@@ -170,6 +177,7 @@ def _register(
     keyword_arrays: tuple[str, ...],
     base: str | None = None,
     differentiable: bool = True,
+    public: bool = True,
 ) -> Operation:
     signature = inspect.signature(definition)
     parameters = list(signature.parameters.values())[0 if base else 1 :]
@@ -184,7 +192,7 @@ def _register(
         base,
         differentiable,
     )
-    OPERATIONS[op.name] = op
+    (OPERATIONS if public else STEPS)[op.name] = op
     return op
 
 

@@ -16,12 +16,12 @@ pytest.importorskip("skimage", reason="the extra bench is not installed")
 from portable_ops_bench import inputs, run
 from portable_ops_bench.case import EXACT, LOSS, ULP, Call, _rounded
 from portable_ops_bench.cases import CASES, OPERATION_NAMES, case_by_name, primary_case
-from portable_ops_bench.files import write_atomically
 from portable_ops_bench.guards import GuardError, check_parity, require_here, require_unchanged
 from portable_ops_bench.images import NUM_CLASSES, PHOTOGRAPHS, task_of
 from portable_ops_bench.model import SCHEMA_VERSION, Cell, Report, Result, Status
 
 from portable_ops import Backend, get_backend
+from portable_ops.files import write_atomically
 
 NUMPY = get_backend("numpy")
 

@@ -57,6 +57,16 @@ FLOATING: dict[str, tuple[Function, Any]] = {
     "dice_coefficient": (lambda x: po.dice_coefficient(x, a(HOT), axis=(0, 2), smooth=1.0), P),
     "dice_loss": (lambda x: po.dice_loss(x, a(LABELS), activation="softmax", axis=2, ignore_index=0), Z),
     "dice_loss sigmoid": (lambda x: po.dice_loss(x, a(HOT), activation="sigmoid"), Z),
+    "jaccard_loss": (
+        lambda x: po.jaccard_loss(x, a(LABELS), activation="softmax", axis=2, squared=True, log_loss=True),
+        Z,
+    ),
+    "tversky_loss": (
+        lambda x: po.tversky_loss(x, a(LABELS), activation="softmax", axis=2, gamma=0.7, ignore_index=0),
+        Z,
+    ),
+    "focal_loss": (lambda x: po.focal_loss(x, a(LABELS), gamma=0.5, ignore_index=2), Z),
+    "focal_loss sigmoid": (lambda x: po.focal_loss(x, a(HOT), activation="sigmoid", alpha=0.25), Z),
     "attention": (lambda x: po.scaled_dot_product_attention(x, x, x), Q),
     "attention mask": (lambda x: po.scaled_dot_product_attention(x, x, x, mask=a(MASK)), Q),
     "attention causal": (lambda x: po.scaled_dot_product_attention(x, x, x, is_causal=True), Q),

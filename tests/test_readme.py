@@ -19,8 +19,9 @@ def test_python_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
         pytest.importorskip(library, reason="the quickstart shows it beside NumPy")
     examples = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
     assert examples
+    names: dict[str, object] = {}
     for example in examples:
-        exec(compile(example, "README.md", "exec"), {})
+        exec(compile(example, "README.md", "exec"), names)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [line[0].partition(".")[0] for line in lines] == ["numpy", "torch", "jaxlib", "dask"]
     assert len({(line[1][:6], line[2], line[3][:6]) for line in lines}) == 1

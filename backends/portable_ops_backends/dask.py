@@ -67,10 +67,15 @@ MODULES = {
     "log_sigmoid": "activations",
     "cross_entropy": "losses",
     "binary_cross_entropy": "losses",
-    "dice_loss": "losses",
+    "focal_loss": "losses",
+    "dice_loss": "overlap",
+    "jaccard_loss": "overlap",
+    "tversky_loss": "overlap",
     "dice_coefficient": "segmentation",
     "confusion_matrix": "segmentation",
     "intersection_and_union": "segmentation",
+    "soft_sums": "overlap",
+    "tally": "tallies",
     "scaled_dot_product_attention": "attention",
 }
 

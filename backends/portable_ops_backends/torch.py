@@ -92,6 +92,11 @@ def uniform(generator: Any, shape: tuple[int, ...], dtype: Any, device: Any = No
     return torch.rand(shape, generator=generator, dtype=dtype, device=device)
 
 
+def detached(array: Any) -> Any:
+    """The tensor without its graph."""
+    return array.detach()
+
+
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     """Traced whole; run by the eager back end, which needs no C++ compiler."""
     compiled: Callable[..., Any] = _torch().compile(function, fullgraph=True, backend="aot_eager")
@@ -303,6 +308,7 @@ backend = Backend(
     synchronize=synchronize,
     rng=rng,
     uniform=uniform,
+    detached=detached,
     jit=jit,
     grad=grad,
     dtypes=("float16", "bfloat16", "float32", "float64"),

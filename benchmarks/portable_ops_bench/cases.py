@@ -226,6 +226,7 @@ def _case(name: str, make: Make, shape: Shape, tolerance: Any, flops: Callable[[
     )
 
 
+_OF_CLASSES: dict[str, Any] = {"activation": "softmax", "axis": (0, 2, 3)}
 _COUNTS: dict[str, Any] = {"differentiable": False, "real": _real_maps}
 
 CASES: tuple[Case, ...] = (
@@ -299,6 +300,30 @@ CASES: tuple[Case, ...] = (
     ),
     _case("dice_loss sigmoid", _binary(activation="sigmoid", axis=(1, 2), reduction="none", ignore_index=255), SCORES,
           LOSS, _per_element(10)),
+    _case(
+        "jaccard_loss", _index_targets(9, activation="softmax", axis=(0, 2, 3), ignore_index=255, weighted=True), SCORES,
+        LOSS, _per_element(12), real=lambda task: Call((_real_scores(task), task.target[None]), _OF_CLASSES),
+    ),
+    _case("jaccard_loss squared, no background",
+          _index_targets(activation="softmax", axis=(2, 3), squared=True, include_background=False, smooth=1.0), SCORES,
+          LOSS, _per_element(12)),
+    _case("jaccard_loss masks, log", _masks(axis=(2, 3), smooth=0.5, log_loss=True), SCORES, LOSS, _per_element(6)),
+    _case(
+        "tversky_loss", _index_targets(9, activation="softmax", axis=(0, 2, 3), ignore_index=255, alpha=0.3, beta=0.7),
+        SCORES, LOSS, _per_element(12), real=lambda task: Call((_real_scores(task), task.target[None]), _OF_CLASSES),
+    ),
+    _case("tversky_loss focal", _binary(activation="sigmoid", axis=(1, 2), gamma=1.5, reduction="none"), SCORES, LOSS,
+          _per_element(10)),
+    _case(
+        "focal_loss", _index_targets(7, weighted=True, ignore_index=255), SCORES, LOSS, _per_element(8),
+        real=lambda task: Call((_real_scores(task), task.target[None])),
+    ),
+    _case("focal_loss probabilities as targets", _class_probabilities(gamma=0.5, reduction="none"), SCORES, LOSS,
+          _per_element(8)),
+    _case("focal_loss sigmoid", _binary(activation="sigmoid", alpha=0.25, ignore_index=255), SCORES, LOSS,
+          _per_element(12)),
+    _case("focal_loss sigmoid of indices", _index_targets(5, weighted=True, activation="sigmoid", gamma=3.0, ignore_index=255),
+          SCORES, LOSS, _per_element(12)),
     _case("confusion_matrix", _label_maps(19, "uint8", "uint8"), LABELS, EXACT, _per_element(5),
           peers=peers.CONFUSION_MATRIX, **_COUNTS),
     _case("confusion_matrix mixed dtypes", _label_maps(19, "int64", "uint8", ignored=255), LABELS, EXACT,

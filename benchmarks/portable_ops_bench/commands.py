@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from portable_ops.backend import registered_backends
+from portable_ops.files import write_atomically
 from portable_ops_bench import run as running
 from portable_ops_bench.cases import OPERATION_NAMES
 from portable_ops_bench.doctor import examine
-from portable_ops_bench.files import write_atomically
 from portable_ops_bench.model import Report
 from portable_ops_bench.tables import markdown, print_report
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from portable_ops_bench.files import write_atomically
+from portable_ops.files import write_atomically
 
 SCHEMA_VERSION = 1
 

@@ -124,6 +124,36 @@ def dice_coefficient(
         return np.where(total == 0, absent, (2 * overlap + smooth) / (total + smooth))
 
 
+def _overlapping(
+    pred: Floats, target: Floats, activation: str | None, class_axis: int, ignore_index: int | None
+) -> tuple[Floats, Floats]:
+    """Probabilities and one-hot targets; elements that are ignored are 0 on both sides."""
+    if activation == "softmax":
+        pred = special.softmax(pred, axis=class_axis)
+    elif activation == "sigmoid":
+        pred = special.expit(pred)
+    if target.ndim < pred.ndim:
+        hot = one_hot(target, pred.shape[class_axis], class_axis)
+        kept = np.broadcast_to(np.expand_dims(target != ignore_index, class_axis), pred.shape)
+    else:
+        hot, kept = target, target != ignore_index
+    return np.where(kept, pred, 0), np.where(kept, hot, 0).astype(np.float64)
+
+
+def _mean_of_classes(
+    loss: Floats, weight: Floats | None, class_axis: int, axis: Any, ndim: int, reduction: str
+) -> Floats:
+    """Losses weighted by class, reduced."""
+    w = np.ones_like(loss)
+    if weight is not None:
+        summed = {one % ndim for one in (axis if isinstance(axis, tuple) else (axis,))}
+        shape = [len(weight) if one == class_axis % ndim else 1 for one in range(ndim) if one not in summed]
+        w = np.broadcast_to(weight.reshape(shape), loss.shape)
+    if reduction == "none":
+        return loss * w
+    return np.asarray(np.sum(loss * w) / (np.sum(w) if reduction == "mean" else 1))
+
+
 def dice_loss(
     pred: Floats,
     target: Floats,
@@ -138,27 +168,111 @@ def dice_loss(
     absent: float = 1.0,
     reduction: str = "mean",
 ) -> Floats:
-    """One minus the coefficient, elements that are ignored set to 0 on both sides."""
+    """One minus the coefficient."""
+    masks = _overlapping(pred, target, activation, class_axis, ignore_index)
+    loss = 1 - dice_coefficient(*masks, axis=axis, smooth=smooth, absent=absent)
+    return _mean_of_classes(loss, weight, class_axis, axis, pred.ndim, reduction)
+
+
+def tversky_loss(
+    pred: Floats,
+    target: Floats,
+    /,
+    *,
+    alpha: float = 0.5,
+    beta: float = 0.5,
+    gamma: float = 1.0,
+    axis: Any = None,
+    activation: str | None = None,
+    class_axis: int = 1,
+    weight: Floats | None = None,
+    ignore_index: int | None = None,
+    include_background: bool = True,
+    smooth: float = 0.0,
+    absent: float = 1.0,
+    log_loss: bool = False,
+    reduction: str = "mean",
+) -> Floats:
+    """Right, false and missed elements summed one by one."""
+    p, t = _overlapping(pred, target, activation, class_axis, ignore_index)
+    if not include_background:
+        p, t = (np.delete(x, 0, axis=class_axis) for x in (p, t))
+        weight = None if weight is None else weight[1:]
+    right, false, missed = (np.sum(x, axis=axis) for x in (p * t, p * (1 - t), (1 - p) * t))
+    total = right + alpha * false + beta * missed
+    with np.errstate(invalid="ignore", divide="ignore"):
+        score = np.where(total == 0, absent, (right + smooth) / (total + smooth))
+    loss = -np.log(np.maximum(score, 1e-7)) if log_loss else np.maximum(1 - score, 0) ** gamma
+    return _mean_of_classes(loss, weight, class_axis, axis, pred.ndim, reduction)
+
+
+def jaccard_loss(
+    pred: Floats,
+    target: Floats,
+    /,
+    *,
+    axis: Any = None,
+    activation: str | None = None,
+    class_axis: int = 1,
+    weight: Floats | None = None,
+    ignore_index: int | None = None,
+    include_background: bool = True,
+    squared: bool = False,
+    smooth: float = 0.0,
+    absent: float = 1.0,
+    log_loss: bool = False,
+    reduction: str = "mean",
+) -> Floats:
+    """Products over what is left of both sums."""
+    p, t = _overlapping(pred, target, activation, class_axis, ignore_index)
+    if not include_background:
+        p, t = (np.delete(x, 0, axis=class_axis) for x in (p, t))
+        weight = None if weight is None else weight[1:]
+    power = 2 if squared else 1
+    right, union = np.sum(p * t, axis=axis), np.sum(p**power + t**power - p * t, axis=axis)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        score = np.where(union == 0, absent, (right + smooth) / (union + smooth))
+    loss = -np.log(np.maximum(score, 1e-7)) if log_loss else 1 - score
+    return _mean_of_classes(loss, weight, class_axis, axis, pred.ndim, reduction)
+
+
+def focal_loss(
+    logits: Floats,
+    target: Floats,
+    /,
+    *,
+    gamma: float = 2.0,
+    alpha: float | None = None,
+    activation: str = "softmax",
+    class_axis: int | None = None,
+    weight: Floats | None = None,
+    ignore_index: int | None = None,
+    reduction: str = "mean",
+) -> Floats:
+    """Probabilities of what is right and their logarithms."""
+    axis = min(1, logits.ndim - 1) if class_axis is None else class_axis
+    indices = target.ndim < logits.ndim
+    hot = one_hot(target, logits.shape[axis], axis) if indices else target.astype(np.float64)
+    kept = np.expand_dims(target != ignore_index, axis) if indices else target != ignore_index
+    kept = np.broadcast_to(kept, logits.shape)
+    shape = [1] * logits.ndim
+    shape[axis] = logits.shape[axis]
+    w = np.ones(shape) if weight is None else weight.reshape(shape)
     if activation == "softmax":
-        pred = special.softmax(pred, axis=class_axis)
-    elif activation == "sigmoid":
-        pred = special.expit(pred)
-    if target.ndim < pred.ndim:
-        hot = one_hot(target, pred.shape[class_axis], class_axis)
-        kept = np.broadcast_to(np.expand_dims(target != ignore_index, class_axis), pred.shape)
+        logs = special.log_softmax(logits, axis=axis)
+        loss = -np.sum(np.where(kept, hot * w * (1 - np.exp(logs)) ** gamma * logs, 0), axis=axis)
+        weights = np.sum(np.where(kept, hot * w, 0), axis=axis) if indices else np.ones(loss.shape)
     else:
-        hot, kept = target, target != ignore_index
-    score = dice_coefficient(np.where(kept, pred, 0), np.where(kept, hot, 0), axis=axis, smooth=smooth, absent=absent)
-    loss = 1 - score
-    w = np.ones_like(loss)
-    if weight is not None:
-        summed = {one % pred.ndim for one in (axis if isinstance(axis, tuple) else (axis,))}
-        left = [one for one in range(pred.ndim) if one not in summed]
-        shape = [pred.shape[one] if one == class_axis % pred.ndim else 1 for one in left]
-        w = np.broadcast_to(weight.reshape(shape), loss.shape)
+        yes, no = (
+            -factor * special.expit(-z) ** gamma * special.log_expit(z)
+            for z, factor in ((logits, 1 if alpha is None else alpha), (-logits, 1 if alpha is None else 1 - alpha))
+        )
+        hot = np.where(kept, hot, 0)
+        loss = np.where(kept, (hot * yes + (1 - hot) * no) * w, 0)
+        weights = kept.astype(np.float64)
     if reduction == "none":
-        return loss * w
-    return np.asarray(np.sum(loss * w) / (np.sum(w) if reduction == "mean" else 1))
+        return loss
+    return np.asarray(loss.sum() / weights.sum() if reduction == "mean" else loss.sum())
 
 
 def confusion_matrix(

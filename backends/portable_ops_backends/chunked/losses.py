@@ -1,4 +1,4 @@
-"""Losses: the same call on each block, sums and weights added up by trees, and classes in several blocks joined."""
+"""Losses of elements: the same call on each block, sums and weights added up by trees, and classes in several blocks joined."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ import numpy as np
 
 import portable_ops
 from portable_ops.backend import Array
-from portable_ops.checks import Axis, normalized_axes, require_known_sizes
+from portable_ops.checks import require_known_sizes
 from portable_ops.labels import ignored_labels, in_range, require_in_range, widened
 from portable_ops.losses import DEFAULT_EPS
 from portable_ops.precision import as_dtype, returned, summed, working
 from portable_ops.reduction import log_of, mean_of_sums, product
 from portable_ops.routes import values_are_at_hand
-from portable_ops.segmentation import dice_of_sums, dice_sums
 from portable_ops.targets import along, class_axis_of, holds_indices
-from portable_ops_backends.chunked.activations import log_softmax, sigmoid, softmax
+from portable_ops_backends.chunked.activations import log_softmax
 from portable_ops_backends.chunked.blocks import (
     Parts,
     added,
@@ -41,7 +40,7 @@ def _first(parts: Parts, to: str) -> Array:
     return returned(xp, parts[0], getattr(xp, to))
 
 
-def _reduced(losses: Array, reduction: str, dtype: Any) -> Array:
+def reduced_blocks(losses: Array, reduction: str, dtype: Any) -> Array:
     """Blocks that hold losses and their weights, reduced; None for weights that are all one."""
     if reduction == "none":
         return mapped(_first, losses, dtype=dtype, to=dtype.name)
@@ -63,7 +62,7 @@ def _sum_or_mean(parts: Parts, reduction: str, to: str) -> Array:
     return returned(xp, total if reduction == "sum" else mean_of_sums(xp, total, count), getattr(xp, to))
 
 
-def _in_working_dtype(x: Array) -> Array:
+def in_working_dtype(x: Array) -> Array:
     """Half precision as float32, so that what blocks leave is not rounded before it is joined."""
     floats = in_floats(x)
     return mapped(_working, floats, dtype=np.dtype(np.float32)) if floats.dtype == np.float16 else floats
@@ -73,7 +72,7 @@ def _working(block: Array) -> Array:
     return working(namespace(block), block)[0]
 
 
-def _classes(z: Array, axis: int) -> Array:
+def classes_along(z: Array, axis: int) -> Array:
     """The numbers of the classes, in the blocks of an array's class axis and along it."""
     return along(da, da.arange(z.shape[axis], chunks=(z.chunks[axis],)), axis, z.ndim)
 
@@ -94,7 +93,7 @@ def cross_entropy(
     """See `portable_ops.cross_entropy`. Indices are validated when a block is computed, where it is on the host."""
     require_known_sizes("logits", logits)
     axis = class_axis_of(class_axis, logits)
-    z, dtype, num_classes = _in_working_dtype(logits), result_dtype(logits), logits.shape[axis]
+    z, dtype, num_classes = in_working_dtype(logits), result_dtype(logits), logits.shape[axis]
     indices = holds_indices(logits, target, axis)
     t = da.expand_dims(without_empty_blocks(target), axis) if indices else target
     w = None if weight is None else along(da, without_empty_blocks(weight), axis, z.ndim)
@@ -103,40 +102,47 @@ def cross_entropy(
     if z.numblocks[axis] == 1:
         call: Callable[..., Parts] = _losses_of_indices if indices else _losses_of_probabilities
         more = {"ignore_index": ignore_index} if indices else {}
+        call = partial(call, portable_ops.cross_entropy)
         losses = mapped(call, z, t, w, dtype=z.dtype, chunks=chunks, **options, **more)
     else:
         # As logarithms at once, what blocks of classes leave need only be added.
         logs = log_softmax(z, axis=axis) if from_logits else z
         call = _terms_of_indices if indices else _terms_of_probabilities
         options["num_classes"] = num_classes
-        terms = mapped(call, logs, t, w, _classes(z, axis), dtype=z.dtype, chunks=chunks, **options)
+        terms = mapped(call, logs, t, w, classes_along(z, axis), dtype=z.dtype, chunks=chunks, **options)
         losses = joined(terms, added, (axis,), keepdims=True)
         if indices:
             more = {"num_classes": num_classes, "ignore_index": ignore_index, "weighted": w is not None}
             losses = mapped(_finished, losses, t, dtype=z.dtype, **more)
         else:
             losses = mapped(_unweighted, losses, dtype=z.dtype)
-    result = _reduced(losses, reduction, dtype)
+    result = reduced_blocks(losses, reduction, dtype)
     return result.squeeze(axis) if reduction == "none" else result
 
 
-def _losses_of_probabilities(z: Array, t: Array, w: Array | None, axis: int, **options: Any) -> Parts:
+def _losses_of_probabilities(
+    function: Callable[..., Array], z: Array, t: Array, w: Array | None, axis: int, **options: Any
+) -> Parts:
     """The loss of a block that holds all classes."""
     xp = namespace(z)
     weight = None if w is None else xp.reshape(w, (-1,))
-    loss = portable_ops.cross_entropy(z, t, class_axis=axis, weight=weight, reduction="none", **options)
+    loss = function(z, t, class_axis=axis, weight=weight, reduction="none", **options)
     return xp.expand_dims(loss, axis=axis), None
 
 
 def _losses_of_indices(
-    z: Array, t: Array, w: Array | None, axis: int, ignore_index: int | None, **options: Any
+    function: Callable[..., Array],
+    z: Array,
+    t: Array,
+    w: Array | None,
+    axis: int,
+    ignore_index: int | None,
+    **options: Any,
 ) -> Parts:
     """The loss of a block that holds all classes, and the weights of its elements."""
     xp = namespace(z)
     labels, weight = xp.squeeze(t, axis=axis), None if w is None else xp.reshape(w, (-1,))
-    loss = portable_ops.cross_entropy(
-        z, labels, class_axis=axis, weight=weight, ignore_index=ignore_index, reduction="none", **options
-    )
+    loss = function(z, labels, class_axis=axis, weight=weight, ignore_index=ignore_index, reduction="none", **options)
     wide = widened(xp, t)
     weights = None
     if weight is not None:
@@ -227,9 +233,9 @@ def binary_cross_entropy(
 ) -> Array:
     """See `portable_ops.binary_cross_entropy`."""
     require_known_sizes("logits", logits)
-    z, options = _in_working_dtype(logits), {"ignore_index": ignore_index, "from_logits": from_logits, "eps": eps}
+    z, options = in_working_dtype(logits), {"ignore_index": ignore_index, "from_logits": from_logits, "eps": eps}
     losses = mapped(_binary_losses, z, target, weight, pos_weight, dtype=z.dtype, **options)
-    return _reduced(losses, reduction, result_dtype(logits))
+    return reduced_blocks(losses, reduction, result_dtype(logits))
 
 
 def _binary_losses(
@@ -242,67 +248,57 @@ def _binary_losses(
     return loss, _without_ignored(xp, None, loss, ignored_labels(as_dtype(xp, t, loss), ignore_index))
 
 
-def dice_loss(
-    pred: Array,
+def focal_loss(
+    logits: Array,
     target: Array,
     /,
     *,
-    axis: Axis = None,
-    activation: str | None = None,
-    class_axis: int = 1,
+    gamma: float = 2.0,
+    alpha: float | None = None,
+    activation: str = "softmax",
+    class_axis: int | None = None,
     weight: Array | None = None,
     ignore_index: int | None = None,
-    smooth: float = 0.0,
-    absent: float = 1.0,
     reduction: str = "mean",
 ) -> Array:
-    """See `portable_ops.dice_loss`. Indices are validated when a block is computed, where it is on the host."""
-    require_known_sizes("pred", pred)
-    axes = normalized_axes(axis, pred)
-    p = _in_working_dtype(pred)
-    if activation is not None:
-        p = sigmoid(p) if activation == "sigmoid" else softmax(p, axis=class_axis)
-    t, classes = target, None
-    if tuple(target.shape) != tuple(pred.shape):
-        number = class_axis_of(class_axis, pred, "pred")
-        t, classes = da.expand_dims(without_empty_blocks(target), number), _classes(p, number)
-        options = {"num_classes": pred.shape[number], "ignore_index": ignore_index}
-    else:
-        options = {"num_classes": 0, "ignore_index": ignore_index}
-    parts = mapped(_masks, p, t, classes, dtype=p.dtype, chunks=sizes_one(p, axes), axes=axes, **options)
-    sums = joined(parts, added, axes, keepdims=True)
-    w = None if weight is None else along(da, without_empty_blocks(weight), class_axis % pred.ndim, pred.ndim)
-    losses = mapped(_dice_losses, sums, w, dtype=p.dtype, smooth=smooth, absent=absent)
-    result = _reduced(losses, reduction, result_dtype(pred))
-    return result.squeeze(axes) if reduction == "none" else result
+    """See `portable_ops.focal_loss`. A block holds all classes, where there is an axis of them."""
+    require_known_sizes("logits", logits)
+    z, dtype = in_working_dtype(logits), result_dtype(logits)
+    same = tuple(target.shape) == tuple(logits.shape)
+    options: dict[str, Any] = {"gamma": gamma, "activation": activation}
+    if activation == "sigmoid":
+        options["alpha"] = alpha
+        if same and weight is None:
+            losses = mapped(_yes_or_no_losses, z, target, None, dtype=z.dtype, ignore_index=ignore_index, **options)
+            return reduced_blocks(losses, reduction, dtype)
+    axis = class_axis_of(class_axis, logits)
+    options["axis"] = axis
+    z = z.rechunk({axis: -1})
+    t = target if same else da.expand_dims(without_empty_blocks(target), axis)
+    w = None if weight is None else along(da, without_empty_blocks(weight), axis, z.ndim)
+    if activation == "sigmoid":
+        losses = mapped(_yes_or_no_losses, z, t, w, dtype=z.dtype, ignore_index=ignore_index, **options)
+        return reduced_blocks(losses, reduction, dtype)
+    call: Callable[..., Parts] = _losses_of_probabilities if same else _losses_of_indices
+    more = {} if same else {"ignore_index": ignore_index}
+    call = partial(call, portable_ops.focal_loss)
+    losses = mapped(call, z, t, w, dtype=z.dtype, chunks=sizes_one(z, (axis,)), **options, **more)
+    result = reduced_blocks(losses, reduction, dtype)
+    return result.squeeze(axis) if reduction == "none" else result
 
 
-def _masks(
-    p: Array, t: Array, classes: Array | None, axes: tuple[int, ...], num_classes: int, ignore_index: int | None
+def _yes_or_no_losses(
+    z: Array, t: Array, w: Array | None, ignore_index: int | None, axis: int | None = None, **options: Any
 ) -> Parts:
-    """The sums of a block for the Dice coefficient."""
-    xp = namespace(p)
-    if classes is None:
-        t = as_dtype(xp, t, p)
-        ignored = ignored_labels(t, ignore_index)
+    """The losses of a block, one for each logit, and where they count."""
+    xp = namespace(z)
+    weight = None if w is None else xp.reshape(w, (-1,))
+    if axis is None or tuple(t.shape) == tuple(z.shape):
+        given, ignored = t, ignored_labels(as_dtype(xp, t, z), ignore_index)
     else:
-        wide = widened(xp, t)
-        ignored = ignored_labels(wide, ignore_index)
-        if values_are_at_hand(t):
-            require_in_range(xp, "target", t, num_classes, None if ignored is None else ~ignored)
-        hot = xp.astype(wide == beside(classes, t), p.dtype)
-        t = xp.where(in_range(wide, num_classes), hot, math.nan)
-    if ignored is not None:
-        p, t = xp.where(ignored, 0.0, p), xp.where(ignored, 0.0, t)
-    return dice_sums(xp, p, t, axes, keepdims=True)
-
-
-def _dice_losses(sums: Parts, w: Array | None, smooth: float, absent: float) -> Parts:
-    """Losses and their weights."""
-    overlap, total = sums
-    xp = namespace(total)
-    loss = 1 - dice_of_sums(xp, overlap, total, smooth, absent)
-    if w is None:
-        return loss, None
-    weights = xp.broadcast_to(as_dtype(xp, w, loss), loss.shape)
-    return loss * weights, weights
+        given, ignored = xp.squeeze(t, axis=axis), ignored_labels(widened(xp, t), ignore_index)
+        ignored = None if ignored is None else xp.broadcast_to(ignored, z.shape)
+    loss = portable_ops.focal_loss(
+        z, given, class_axis=axis, weight=weight, ignore_index=ignore_index, reduction="none", **options
+    )
+    return loss, _without_ignored(xp, None, loss, ignored)

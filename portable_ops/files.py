@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write beside the file, then rename: a reader sees the old content or the new, and a failure leaves the old."""
-    data = content.encode() if isinstance(content, str) else content
+@contextmanager
+def replaced(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write beside the one named, renamed at the end: a reader sees the old content or the new, never a part.
+
+    A failure leaves the old content.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+            yield file
         # mkstemp makes files that only their owner reads; a report is for others too.
         mask = os.umask(0)
         os.umask(mask)
@@ -23,3 +29,9 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write the whole content of a file."""
+    with replaced(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)

@@ -1,0 +1,321 @@
+"""Losses of overlap whose coefficient weighs false positives and false negatives: Tversky and Jaccard."""
+
+from __future__ import annotations
+
+from portable_ops.backend import Array
+from portable_ops.checks import Axis, complaint, require_flag, require_number
+from portable_ops.dispatch import operation
+from portable_ops.overlap import check_dice_loss, masks, weighted
+from portable_ops.precision import returned, summed
+from portable_ops.routes import Namespace
+from portable_ops.targets import class_axis_of
+
+SMALLEST_SCORE = 1e-7
+"""A score of which a logarithm is taken is at least this."""
+
+
+def overlap_sums(
+    xp: Namespace, p: Array, t: Array, axis: Axis, *, squared: bool = False, keepdims: bool = False
+) -> tuple[Array, Array, Array]:
+    """The overlap of two masks, and the sums of each, or of their squares."""
+    sizes = (p * p, t * t) if squared else (p, t)
+    overlap, predicted, actual = (summed(xp, x, axis, keepdims=keepdims) for x in (p * t, *sizes))
+    return overlap, predicted, actual
+
+
+def tversky_of_sums(
+    xp: Namespace,
+    overlap: Array,
+    predicted: Array,
+    actual: Array,
+    *,
+    alpha: float,
+    beta: float,
+    smooth: float,
+    absent: float,
+) -> Array:
+    """The Tversky coefficient of what `overlap_sums` returns; with alpha and beta 1 it is the Jaccard coefficient."""
+    total = overlap + alpha * (predicted - overlap) + beta * (actual - overlap)
+    empty = total == 0
+    return xp.where(empty, absent, (overlap + smooth) / (xp.where(empty, 1.0, total) + smooth))
+
+
+def loss_of_score(xp: Namespace, score: Array, *, gamma: float, log_loss: bool) -> Array:
+    """One minus the score, to the power of gamma; or minus its logarithm."""
+    if log_loss:
+        return -xp.log(xp.where(score < SMALLEST_SCORE, SMALLEST_SCORE, score))
+    if gamma == 1:
+        return 1 - score
+    # Of 0, the power below 1 has no gradient; rounding may leave a little less than 0.
+    missing = 1 - score
+    some = missing > 0
+    return xp.where(some, xp.where(some, missing, 1.0) ** gamma, 0.0 * missing)
+
+
+def foreground(x: Array, class_axis: int, include_background: bool) -> Array:
+    """An array without the first of its classes, if that is asked for."""
+    return x if include_background else x[(slice(None),) * (class_axis % x.ndim) + (slice(1, None), ...)]
+
+
+def _check_tversky_loss(
+    xp: Namespace,
+    pred: Array,
+    target: Array,
+    /,
+    *,
+    alpha: float = 0.5,
+    beta: float = 0.5,
+    gamma: float = 1.0,
+    axis: Axis = None,
+    activation: str | None = None,
+    class_axis: int = 1,
+    weight: Array | None = None,
+    ignore_index: int | None = None,
+    include_background: bool = True,
+    smooth: float = 0.0,
+    absent: float = 1.0,
+    log_loss: bool = False,
+    reduction: str = "mean",
+) -> None:
+    check_dice_loss(
+        xp,
+        pred,
+        target,
+        axis=axis,
+        activation=activation,
+        class_axis=class_axis,
+        weight=weight,
+        ignore_index=ignore_index,
+        smooth=smooth,
+        absent=absent,
+        reduction=reduction,
+    )
+    for name, number in (("alpha", alpha), ("beta", beta)):
+        require_number(name, number, minimum=0.0)
+    require_number("gamma", gamma)
+    if not gamma > 0:
+        raise ValueError(complaint("gamma", repr(gamma), "a number above 0"))
+    require_flag("include_background", include_background)
+    require_flag("log_loss", log_loss)
+    if log_loss and gamma != 1:
+        raise ValueError(complaint("gamma", repr(gamma), "1 with log_loss, which takes no power"))
+    if not include_background:
+        classes = class_axis_of(class_axis, pred, "pred")
+        if pred.shape[classes] == 1:
+            got = f"False for one class along axis {classes}"
+            raise ValueError(complaint("include_background", got, "True, as nothing else would be left"))
+
+
+@operation(_check_tversky_loss, keyword_arrays=("weight",))
+def tversky_loss(
+    xp: Namespace,
+    pred: Array,
+    target: Array,
+    /,
+    *,
+    alpha: float = 0.5,
+    beta: float = 0.5,
+    gamma: float = 1.0,
+    axis: Axis = None,
+    activation: str | None = None,
+    class_axis: int = 1,
+    weight: Array | None = None,
+    ignore_index: int | None = None,
+    include_background: bool = True,
+    smooth: float = 0.0,
+    absent: float = 1.0,
+    log_loss: bool = False,
+    reduction: str = "mean",
+) -> Array:
+    """One minus the Tversky coefficient, which weighs false positives and false negatives apart.
+
+    ``(sum(p * t) + smooth) / (sum(p * t) + alpha * sum(p * (1 - t)) + beta * sum((1 - p) * t) + smooth)``: with alpha and
+    beta 0.5 the Dice coefficient (of half the `smooth`), with both 1 the Jaccard coefficient.
+
+    Parameters
+    ----------
+    pred : array, real
+        Probabilities, or logits if an `activation` is given.
+    target : array
+        Of the shape of `pred`: masks, one-hot or probabilities. Or class indices, without the class axis.
+    alpha, beta : float
+        Weights of false positives and of false negatives, in this order as in MONAI and SMP.
+    gamma : float
+        The power to which each loss is raised before the mean: above 1, good overlaps count less (focal Tversky loss).
+        SMP raises the mean.
+    axis : int, tuple of int or None
+        The axes to sum over, as in `dice_coefficient`: for (B, C, H, W), ``(2, 3)`` is a score per image and class (MONAI's
+        ``batch=False``), ``(0, 2, 3)`` one per class (SMP).
+    activation : {None, "softmax", "sigmoid"}
+        What is applied to `pred` first; softmax goes along `class_axis`.
+    class_axis : int
+        The axis of the classes.
+    weight : array of shape (num_classes,), optional
+        Weight of each class, whose axis must not be summed over. The mean divides by the sum of the weights.
+    ignore_index : int, optional
+        Elements whose target is this do not count anywhere.
+    include_background : bool
+        Whether class 0 has a score; its elements are mistakes of the others either way.
+    smooth : float
+        Added to numerator and denominator.
+    absent : float
+        The score where the denominator is 0, as of two empty masks, whatever `smooth` is. It may be nan.
+    log_loss : bool
+        Minus the logarithm of the score, of at least 1e-7, instead of one minus the score.
+    reduction : {"mean", "sum", "none"}
+
+    Returns
+    -------
+    array of the floating dtype of `pred`
+        Of shape (), or of what `axis` leaves for ``reduction="none"``.
+
+    Raises
+    ------
+    TypeError
+        An array is complex.
+    ValueError
+        Shapes do not fit, an option is not one of those named, or a class index is out of range. (Where values cannot
+        be read freely, on a GPU or in a traced call, such an index makes the loss nan instead.)
+
+    References
+    ----------
+    S. S. M. Salehi, D. Erdogmus, A. Gholipour, "Tversky loss function for image segmentation using 3D fully convolutional
+    deep networks", MLMI 2017. N. Abraham, N. M. Khan, "A novel focal Tversky loss function", ISBI 2019, whose gamma is the
+    inverse of this one.
+
+    Examples
+    --------
+    >>> import numpy as np, portable_ops as po
+    >>> pred, target = np.asarray([1.0, 1.0, 1.0, 0.0]), np.asarray([1.0, 0.0, 0.0, 0.0])
+    >>> print(round(float(po.tversky_loss(pred, target, alpha=0.3, beta=0.7)), 4))
+    0.375
+    """
+    p, t, dtype = masks(xp, pred, target, activation, class_axis, ignore_index)
+    p, t = (foreground(x, class_axis, include_background) for x in (p, t))
+    sums = overlap_sums(xp, p, t, axis)
+    score = tversky_of_sums(xp, *sums, alpha=alpha, beta=beta, smooth=smooth, absent=absent)
+    loss = loss_of_score(xp, score, gamma=gamma, log_loss=log_loss)
+    w = None if weight is None else foreground(weight, 0, include_background)
+    return returned(xp, weighted(xp, loss, w, p, class_axis, axis, reduction), dtype)
+
+
+def _check_jaccard_loss(
+    xp: Namespace,
+    pred: Array,
+    target: Array,
+    /,
+    *,
+    axis: Axis = None,
+    activation: str | None = None,
+    class_axis: int = 1,
+    weight: Array | None = None,
+    ignore_index: int | None = None,
+    include_background: bool = True,
+    squared: bool = False,
+    smooth: float = 0.0,
+    absent: float = 1.0,
+    log_loss: bool = False,
+    reduction: str = "mean",
+) -> None:
+    require_flag("squared", squared)
+    _check_tversky_loss(
+        xp,
+        pred,
+        target,
+        axis=axis,
+        activation=activation,
+        class_axis=class_axis,
+        weight=weight,
+        ignore_index=ignore_index,
+        include_background=include_background,
+        smooth=smooth,
+        absent=absent,
+        log_loss=log_loss,
+        reduction=reduction,
+    )
+
+
+@operation(_check_jaccard_loss, keyword_arrays=("weight",))
+def jaccard_loss(
+    xp: Namespace,
+    pred: Array,
+    target: Array,
+    /,
+    *,
+    axis: Axis = None,
+    activation: str | None = None,
+    class_axis: int = 1,
+    weight: Array | None = None,
+    ignore_index: int | None = None,
+    include_background: bool = True,
+    squared: bool = False,
+    smooth: float = 0.0,
+    absent: float = 1.0,
+    log_loss: bool = False,
+    reduction: str = "mean",
+) -> Array:
+    """One minus the Jaccard coefficient, the soft intersection over union.
+
+    ``(sum(p * t) + smooth) / (sum(p) + sum(t) - sum(p * t) + smooth)``
+
+    Parameters
+    ----------
+    pred : array, real
+        Probabilities, or logits if an `activation` is given.
+    target : array
+        Of the shape of `pred`: masks, one-hot or probabilities. Or class indices, without the class axis.
+    axis : int, tuple of int or None
+        The axes to sum over, as in `dice_coefficient`: for (B, C, H, W), ``(2, 3)`` is a score per image and class (MONAI's
+        ``batch=False``), ``(0, 2, 3)`` one per class (SMP).
+    activation : {None, "softmax", "sigmoid"}
+        What is applied to `pred` first; softmax goes along `class_axis`.
+    class_axis : int
+        The axis of the classes.
+    weight : array of shape (num_classes,), optional
+        Weight of each class, whose axis must not be summed over. The mean divides by the sum of the weights.
+    ignore_index : int, optional
+        Elements whose target is this do not count anywhere.
+    include_background : bool
+        Whether class 0 has a score; its elements are mistakes of the others either way.
+    squared : bool
+        Sum the squares of predictions and targets in the denominator, with which a soft target that is met is a loss of 0
+        (MONAI's ``squared_pred``).
+    smooth : float
+        Added to numerator and denominator.
+    absent : float
+        The score where the denominator is 0, as of two empty masks, whatever `smooth` is. It may be nan.
+    log_loss : bool
+        Minus the logarithm of the score, of at least 1e-7, instead of one minus the score.
+    reduction : {"mean", "sum", "none"}
+
+    Returns
+    -------
+    array of the floating dtype of `pred`
+        Of shape (), or of what `axis` leaves for ``reduction="none"``.
+
+    Raises
+    ------
+    TypeError
+        An array is complex.
+    ValueError
+        Shapes do not fit, an option is not one of those named, or a class index is out of range. (Where values cannot
+        be read freely, on a GPU or in a traced call, such an index makes the loss nan instead.)
+
+    References
+    ----------
+    M. A. Rahman, Y. Wang, "Optimizing intersection-over-union in deep neural networks for image segmentation", ISVC 2016.
+
+    Examples
+    --------
+    >>> import numpy as np, portable_ops as po
+    >>> pred, target = np.asarray([1.0, 1.0, 1.0, 0.0]), np.asarray([1.0, 1.0, 0.0, 0.0])
+    >>> print(round(float(po.jaccard_loss(pred, target)), 4))
+    0.3333
+    """
+    p, t, dtype = masks(xp, pred, target, activation, class_axis, ignore_index)
+    p, t = (foreground(x, class_axis, include_background) for x in (p, t))
+    sums = overlap_sums(xp, p, t, axis, squared=squared)
+    score = tversky_of_sums(xp, *sums, alpha=1, beta=1, smooth=smooth, absent=absent)
+    loss = loss_of_score(xp, score, gamma=1, log_loss=log_loss)
+    w = None if weight is None else foreground(weight, 0, include_background)
+    return returned(xp, weighted(xp, loss, w, p, class_axis, axis, reduction), dtype)
