@@ -17,27 +17,16 @@ from typing import Any
 
 import numpy as np
 
-from portable_ops_backends.cpu.arithmetic import REORDERED, power_of_e
+from portable_ops_backends.cpu.arithmetic import power_of_e
 from portable_ops_backends.cpu.blas import one_thread
 from portable_ops_backends.cpu.compiling import compiled
 from portable_ops_backends.cpu.layout import Array
-from portable_ops_backends.cpu.softmax import peak_of
+from portable_ops_backends.cpu.softmax import peak_of, powers_in_place
 from portable_ops_backends.cpu.threads import run_in_parts, worker_count
 
 QUERIES = 512
 KEYS = 512
 """A block of float32 weights takes 1 MB, which stays in a core's cache while it is used."""
-
-
-@compiled(fastmath=REORDERED)
-def _take_powers(row: Array, peak: Any) -> Any:
-    # In place, as the same array given as input and as output would not be vectorised.
-    total = row.dtype.type(0)
-    for i in range(row.size):
-        power = power_of_e(row[i] - peak)
-        row[i] = power
-        total += power
-    return total
 
 
 @compiled
@@ -56,7 +45,7 @@ def _weigh(scores: Array, peak: Array, total: Array, result: Array) -> None:
             for j in range(result.shape[1]):
                 result[i, j] *= factor
             peak[i] = highest
-        total[i] += _take_powers(row, highest)
+        total[i] += powers_in_place(row, highest)
 
 
 def _attend_queries(

@@ -119,7 +119,7 @@ def _rows(
     for r in range(start, stop):
         for i in range(row.size):
             row[i] = as_number(x[r, i], bfloat)
-        peak, total = joined_row(row, row, LOGSUMEXP)
+        peak, total = joined_row(row, LOGSUMEXP)
         log = number(logarithm(total))
         t = class_of(target[r], row.size, ignored, has_ignored)
         w = weight[max(t, 0)]

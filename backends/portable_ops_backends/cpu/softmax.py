@@ -62,25 +62,30 @@ def _sum_of_powers(row: Array, peak: Any) -> Any:
 
 
 @compiled(fastmath=REORDERED)
-def _write_powers(row: Array, peak: Any, out: Array) -> Any:
+def powers_in_place(row: Array, peak: Any) -> Any:
+    """Put the powers of a row in its place; their sum.
+
+    Of a second array to write to, LLVM would ask at run time whether it overlaps, and so add in an order that depends on where
+    memory happens to lie.
+    """
     total = row.dtype.type(0)
     for i in range(row.size):
         power = power_of_e(row[i] - peak)
-        out[i] = power
+        row[i] = power
         total += power
     return total
 
 
 @compiled
-def joined_row(row: Array, powers: Array, form: int) -> Any:
-    """The maximum of a row and the sum of its powers, which are written for a softmax."""
+def joined_row(row: Array, form: int) -> Any:
+    """The maximum of a row and the sum of its powers, which take its place for a softmax."""
     peak = peak_of(row)
     # Sums of short sums, with what is lost by each addition: a row may be long.
     total, lost = 0.0, 0.0
     for start in range(0, row.size, LONGEST_SUM):
         stop = min(start + LONGEST_SUM, row.size)
         if form == SOFTMAX:
-            term = np.float64(_write_powers(row[start:stop], peak, powers[start:stop]))
+            term = np.float64(powers_in_place(row[start:stop], peak))
         else:
             term = np.float64(_sum_of_powers(row[start:stop], peak))
         total, missing = two_sum(total, term)
@@ -94,17 +99,17 @@ def _is_finite(x: Any) -> bool:
 
 
 @compiled
-def _rows(x: Array, out: Array, form: int, bfloat: bool, row: Array, powers: Array, start: int, stop: int) -> None:
-    """Rows of (rows, n); `row` and `powers` are of size n in the dtype to compute in."""
+def _rows(x: Array, out: Array, form: int, bfloat: bool, row: Array, start: int, stop: int) -> None:
+    """Rows of (rows, n); `row` is of size n in the dtype to compute in."""
     number = row.dtype.type
     for r in range(start, stop):
         for i in range(row.size):
             row[i] = as_number(x[r, i], bfloat)
-        peak, total = joined_row(row, powers, form)
+        peak, total = joined_row(row, form)
         if form == SOFTMAX:
             divisor = number(total)
             for i in range(row.size):
-                out[r, i] = as_stored(powers[i] / divisor, out, bfloat)
+                out[r, i] = as_stored(row[i] / divisor, out, bfloat)
         elif form == LOG_SOFTMAX:
             log = number(logarithm(total))
             for i in range(row.size):
@@ -299,8 +304,7 @@ def joined(x: Array, axis: int, form: int, bfloat: bool = False) -> Array:
         long, results = arranged.reshape(outer, n), out.reshape(outer, -1)
 
         def rows(part: int, start: int, stop: int) -> None:
-            row, powers = np.empty(n, real), np.empty(n if form == SOFTMAX else 0, real)
-            _rows(long, results, form, bfloat, row, powers, start, stop)
+            _rows(long, results, form, bfloat, np.empty(n, real), start, stop)
 
         run_in_parts(rows, outer, max(1, SMALLEST_PART // n))
     else:
