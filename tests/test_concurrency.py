@@ -56,7 +56,7 @@ def test_large_arrays_from_threads_at_once(operation: str, library: str) -> None
     with ThreadPoolExecutor(THREADS) as pool:
         for result in pool.map(lambda number: parts(target, case.run(call)), range(2 * THREADS)):
             for one, other in zip(result, expected, strict=True):
-                np.testing.assert_allclose(one, other, rtol=2e-6, atol=1e-6)
+                np.testing.assert_allclose(one, other, rtol=2e-6)
 
 
 # What a process does with the library named on its command line, before and in another process.

@@ -18,9 +18,6 @@ SHORTEST_SUM = 64
 SMALLEST = 2**16
 """Elements from which on a kernel is worth loading. With fewer, `bincount` takes less than a millisecond."""
 
-SMALLEST_ATTENTION = 2**18
-"""Weights from which on attention in blocks is worth loading the kernels."""
-
 MOST_CLASSES = 2**13
 """Beyond, a kernel's private counters for every thread would outweigh the pairs counted."""
 
@@ -105,38 +102,6 @@ def why_not_dice(
         return "float16 beside bfloat16"
     # The innermost axes of memory that are summed over make the rows of which the kernel needs long ones.
     return None if innermost_size(pred, axis) >= SHORTEST_SUM else "what is summed does not lie in one piece of memory"
-
-
-def why_not_attention(
-    query: Any,
-    key: Any,
-    value: Any,
-    /,
-    *,
-    mask: Any = None,
-    bias: Any = None,
-    is_causal: bool = False,
-    scale: float | None = None,
-    dropout_p: float = 0.0,
-    rng: Any = None,
-    enable_gqa: bool = False,
-) -> str | None:
-    """Reason not to attend with Numba and BLAS."""
-    shape = query.shape
-    if math.prod(shape[:-1]) * key.shape[-2] < SMALLEST_ATTENTION:
-        return f"fewer than {SMALLEST_ATTENTION} weights"
-    if not is_numba_installed() or find_spec("threadpoolctl") is None:
-        return "numba or threadpoolctl is not installed"
-    if dropout_p:
-        return "the kernel has no dropout"
-    if 0 in shape or 0 in key.shape or 0 in value.shape:
-        return "size 0"
-    name = dtype_name(query.dtype)
-    if name not in FLOATS:
-        return f"{name} has no kernel"
-    # A sum is not finite if a term is not, and it needs no temporary; its own overflow only costs the kernel.
-    total = sum(float(x.sum(dtype="float64")) for x in (query, key, value))
-    return None if math.isfinite(total) else "a query, key or value that is not finite"
 
 
 def innermost_size(x: Any, axis: Any) -> int:
