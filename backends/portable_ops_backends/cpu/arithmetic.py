@@ -46,12 +46,12 @@ def rank(x: Any) -> Any:
 
     LLVM vectorises the maximum of integers, but that of floats only if there were no nan.
     """
-    raise NotImplementedError("only in compiled functions")
+    return _rank_32(x) if isinstance(x, np.float32) else _rank_64(x)
 
 
 def of_rank(key: Any) -> Any:
     """The number of a rank."""
-    raise NotImplementedError("only in compiled functions")
+    return _of_rank_32(key) if isinstance(key, np.int32) else _of_rank_64(key)
 
 
 @compiled

@@ -14,12 +14,12 @@ from numba.extending import overload, register_jitable
 
 def as_number(value: Any, bfloat: Any) -> Any:
     """A number as float32 or float64: itself, or what the 16 bits of a half-precision number mean."""
-    raise NotImplementedError("only in compiled functions")
+    return _from_bits(value, bfloat) if isinstance(value, np.uint16) else value
 
 
 def as_stored(value: Any, out: Any, bfloat: Any) -> Any:
     """What to write into the array `out`: the number itself, or its 16 bits, rounded to nearest, ties to even."""
-    raise NotImplementedError("only in compiled functions")
+    return _to_bits(value, bfloat) if out.dtype == np.uint16 else value
 
 
 @overload(as_number)
