@@ -37,7 +37,7 @@ def result(operation: str, input_name: str, backend: str, way: str, median: floa
     )  # fmt: skip
     parity = Parity(max_error=1e-7, max_ulp=1.5, share=0.4)
     return Result(
-        cell=cell, status=Status.OK, kernel="numba", timing=timing, parity=parity, bytes_moved=10**6, **others
+        cell=cell, status=Status.OK, kernel="numba", timings=[timing], parity=parity, bytes_moved=10**6, **others
     )
 
 

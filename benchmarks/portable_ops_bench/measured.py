@@ -125,16 +125,18 @@ def measured(cell: Cell, benchmark: Any) -> Result:
         cell=cell,
         status=Status.OK,
         kernel=kernel,
-        timing=Timing(
-            median=data.median,
-            q1=data.q1,
-            q3=data.q3,
-            minimum=data.min,
-            rounds=data.rounds,
-            iterations=benchmark.stats.iterations,
-            first_call=first_call,
-            samples=samples if len(samples) <= KEPT_SAMPLES else _thinned(samples),
-        ),
+        timings=[
+            Timing(
+                median=data.median,
+                q1=data.q1,
+                q3=data.q3,
+                minimum=data.min,
+                rounds=data.rounds,
+                iterations=benchmark.stats.iterations,
+                first_call=first_call,
+                samples=samples if len(samples) <= KEPT_SAMPLES else _thinned(samples),
+            )
+        ],
         parity=parity,
         bytes_moved=cost.bytes_moved,
         flops=cost.flops,

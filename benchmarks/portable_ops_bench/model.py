@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from enum import StrEnum
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import msgspec
 
 from portable_ops.files import write_atomically
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class Status(StrEnum):
@@ -33,8 +34,19 @@ class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 class Cell(Struct, frozen=True):
     """What is to be measured: one call of one case, on one input, in one place, in one way.
 
-    `way` is ``"dispatched"`` for the public call, ``"definition"`` for the same under `standard_only`, and ``"native"`` for
-    what is called without portable_ops: the library's own function or, on NumPy, the bare definition.
+    Attributes
+    ----------
+    case, operation, input, backend, device, dtype : str
+    way : str
+        ``"dispatched"`` for the public call, ``"definition"`` for the same under `standard_only`, ``"compiled"`` for it under
+        the library's own compiler, ``"native"`` for what is called without portable_ops (the library's own function or, on
+        NumPy, the bare definition), ``"peer NAME"`` for another library's function that does the same job.
+    clock : {"throughput", "latency"}
+        Seconds per call of calls that follow each other, or of one call that is waited for.
+    cache : {"warm", "cold"}
+        Whether the same inputs are read again and again, or others that no cache holds any more.
+    start : {"resident", "host"}
+        Whether the inputs lie on the device, or in the host's memory, from which the call must bring them.
     """
 
     case: str
@@ -44,17 +56,21 @@ class Cell(Struct, frozen=True):
     device: str
     dtype: str
     way: str = "dispatched"
+    clock: str = "throughput"
+    cache: str = "warm"
+    start: str = "resident"
 
     @property
     def key(self) -> str:
         """Unique in a report."""
-        return " | ".join((self.case, self.input, self.backend, self.device, self.dtype, self.way))
+        return " | ".join(getattr(self, name) for name in self.__struct_fields__ if name != "operation")
 
 
 class Timing(Struct, frozen=True):
-    """Seconds per call, over rounds of several iterations.
+    """Seconds per call in one process, over rounds of several iterations.
 
-    `first_call` was made before, apart: it imports, compiles and warms up.
+    `first_call` was made before, apart: it imports, compiles and warms up. `samples` are sorted; where there were many,
+    evenly spaced order statistics. `empty_round` is what a round of nothing takes on the same clock.
     """
 
     median: float
@@ -65,27 +81,87 @@ class Timing(Struct, frozen=True):
     iterations: int
     first_call: float
     samples: list[float]
+    empty_round: float = 0.0
 
 
 class Parity(Struct, frozen=True):
-    """The largest errors against the float64 oracle; `share` is the largest error as a share of what is allowed."""
+    """Errors against the float64 oracle; `share` is the largest error as a share of what is allowed."""
 
     max_error: float
     max_ulp: float
     share: float
+    mean_ulp: float = 0.0
+
+
+class Memory(Struct, frozen=True):
+    """The most memory that a call took beside its inputs, in a pass of its own, and by which counter."""
+
+    peak_bytes: int
+    counter: str
 
 
 class Result(Struct, frozen=True):
-    """A cell with its numbers, or with the reason why it has none."""
+    """A cell with its numbers, or with the reason why it has none.
+
+    Each process that measured the cell leaves one of `timings`; the process is the unit of statistics. `elements` is the
+    size by which cells of one case are lined up.
+    """
 
     cell: Cell
     status: Status
     reason: str = ""
     kernel: str = ""
-    timing: Timing | None = None
+    timings: list[Timing] = []
     parity: Parity | None = None
+    memory: Memory | None = None
+    elements: int = 0
     bytes_moved: int = 0
     flops: int = 0
+    exps: int = 0
+
+    @property
+    def timing(self) -> Timing | None:
+        """All processes in one: the median of their medians, and the quartiles of what they measured."""
+        if len(self.timings) < 2:
+            return self.timings[0] if self.timings else None
+        samples = sorted(sample for timing in self.timings for sample in timing.samples)
+        q1, _, q3 = statistics.quantiles(samples, n=4, method="inclusive")
+        middle = statistics.median(timing.median for timing in self.timings)
+        return Timing(
+            median=middle,
+            q1=min(q1, middle),
+            q3=max(q3, middle),
+            minimum=min(timing.minimum for timing in self.timings),
+            rounds=sum(timing.rounds for timing in self.timings),
+            iterations=self.timings[0].iterations,
+            first_call=statistics.median(timing.first_call for timing in self.timings),
+            samples=samples,
+            empty_round=statistics.median(timing.empty_round for timing in self.timings),
+        )
+
+
+class Ceiling(Struct, frozen=True):
+    """What the machine was seen to do at most, in one backend's own terms.
+
+    `kind` is ``"copy"`` (bytes read and written per second, at a working set of `size` bytes), ``"matmul"`` (floating-point
+    operations per second, at matrices of `size` rows) or ``"exp"`` (elements per second, of `size` elements).
+    """
+
+    kind: str
+    backend: str
+    device: str
+    dtype: str
+    size: int
+    rate: float
+
+
+class Sentinel(Struct, frozen=True):
+    """One cell on NumPy that every process measures, before and after its own: how the machine drifted meanwhile."""
+
+    backend: str
+    process: int
+    before: float
+    after: float
 
 
 class Environment(Struct, frozen=True):
@@ -113,6 +189,11 @@ class Report(Struct, frozen=True):
     seconds: float
     environment: Environment
     results: list[Result]
+    quick: bool = False
+    processes: int = 1
+    interrupted: bool = False
+    ceilings: list[Ceiling] = []
+    sentinels: list[Sentinel] = []
 
     def save(self, path: Path) -> None:
         """Write JSON, all of it or nothing."""
