@@ -19,12 +19,14 @@ from portable_ops.segmentation import (
     intersection_and_union,
     mean_iou,
 )
+from portable_ops.ranks import Communicator, all_reduce
 from portable_ops.soft_scores import StreamingCrossEntropy, StreamingDice
 from portable_ops.tversky import jaccard_loss, tversky_loss
 
 __all__ = [
     "Areas",
     "Backend",
+    "Communicator",
     "Kernel",
     "MultiHeadAttention",
     "SegmentationResult",
@@ -32,6 +34,7 @@ __all__ = [
     "StreamingCrossEntropy",
     "StreamingDice",
     "__version__",
+    "all_reduce",
     "binary_cross_entropy",
     "class_iou",
     "confusion_matrix",

@@ -233,6 +233,17 @@ class SegmentationScores:
         totals.flags.writeable = False
         return totals, self._rows.chunks
 
+    def _parts(self) -> tuple[Self, np.ndarray[Any, Any], tuple[np.ndarray[Any, Any], ...]]:
+        """For `all_reduce`: these scores without counts; the counts, to be added up; and the rows of images."""
+        totals, rows = self._on_host()
+        empty = self.copy()
+        empty.reset()
+        return empty, np.append(totals, self._elements), rows
+
+    def _add_counts(self, counts: np.ndarray[Any, Any]) -> None:
+        self._sums.keep(counts[:-1])
+        self._elements += int(counts[-1])
+
     def to_dict(self) -> dict[str, Any]:
         """The parameters and counts, as numbers, strings and lists that JSON can hold.
 
