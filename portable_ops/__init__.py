@@ -10,6 +10,7 @@ from portable_ops.focal import focal_loss
 from portable_ops.losses import binary_cross_entropy, cross_entropy
 from portable_ops.multihead import MultiHeadAttention
 from portable_ops.overlap import dice_loss
+from portable_ops.ranks import Communicator, all_reduce
 from portable_ops.results import SegmentationResult
 from portable_ops.scores import SegmentationScores
 from portable_ops.segmentation import (
@@ -19,7 +20,6 @@ from portable_ops.segmentation import (
     intersection_and_union,
     mean_iou,
 )
-from portable_ops.ranks import Communicator, all_reduce
 from portable_ops.soft_scores import StreamingCrossEntropy, StreamingDice
 from portable_ops.tversky import jaccard_loss, tversky_loss
 

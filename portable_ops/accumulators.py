@@ -159,7 +159,9 @@ class Sums:
     def _require(self, size: int | None) -> None:
         """Raise ValueError for a vector of another length, which would be stretched or refused by an array library."""
         if self.size is not None and size not in (None, self.size):
-            raise ValueError(complaint("classes", f"{size} sums", f"{self.size}, as before: the same number of classes"))
+            raise ValueError(
+                complaint("classes", f"{size} sums", f"{self.size}, as before: the same number of classes")
+            )
         self.size = self.size if size is None else size
 
     def add(self, values: Array) -> None:

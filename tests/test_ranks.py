@@ -139,7 +139,9 @@ def lazy_failure() -> po.SegmentationScores:
         raise OSError("no such file")
 
     scores = po.SegmentationScores(K)
-    labels = da.zeros((2, 3), dtype=np.uint8, chunks=1).map_blocks(fail, dtype=np.uint8, meta=np.zeros((0, 0), np.uint8))
+    labels = da.zeros((2, 3), dtype=np.uint8, chunks=1).map_blocks(
+        fail, dtype=np.uint8, meta=np.zeros((0, 0), np.uint8)
+    )
     scores.update(labels, labels)
     return scores
 
@@ -148,7 +150,11 @@ def lazy_failure() -> po.SegmentationScores:
     ("make", "kind", "message"),
     [
         (lambda: po.SegmentationScores(K + 1), ValueError, "rank 1 does not fit rank 0: other: got num_classes=5"),
-        (lambda: po.SegmentationScores(K, per_image=True), ValueError, "rank 1 does not fit rank 0: other: got per_image"),
+        (
+            lambda: po.SegmentationScores(K, per_image=True),
+            ValueError,
+            "rank 1 does not fit rank 0: other: got per_image",
+        ),
         (lambda: po.StreamingDice(), TypeError, "rank 1 does not fit rank 0: other: got a value of type StreamingDice"),
     ],
 )
