@@ -238,7 +238,7 @@ class SegmentationScores:
         totals, rows = self._on_host()
         empty = self.copy()
         empty.reset()
-        return empty, np.append(totals, self._elements), rows
+        return empty, np.append(totals, self._elements), tuple(map(np.asarray, rows))  # memmaps arrive without their file
 
     def _add_counts(self, counts: np.ndarray[Any, Any]) -> None:
         self._sums.keep(counts[:-1])
@@ -367,7 +367,7 @@ class SegmentationScores:
         # Counts travel as NumPy arrays: where they arrive there may be neither the device nor the library.
         totals, rows = self._on_host()
         kept = self._parameters() | {"version": VERSION, "elements": self._elements, "totals": totals}
-        return kept | {"rows": np.concatenate(rows) if rows else None}
+        return kept | {"rows": np.asarray(np.concatenate(rows)) if rows else None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(self.from_dict(state).__dict__)
