@@ -63,6 +63,7 @@ class SegmentationScores:
     depend on how a data set is split into batches, on their order, on the order in which states are merged, or on the
     array library; an empty state merged into another changes nothing. Batches of several libraries or devices may be
     mixed: each has counts of its own until `compute` brings all to the host. On Dask arrays nothing is computed before.
+    States of several processes become one by `all_reduce`, or by `sum` wherever they are sent.
 
     Examples
     --------
@@ -238,7 +239,11 @@ class SegmentationScores:
         totals, rows = self._on_host()
         empty = self.copy()
         empty.reset()
-        return empty, np.append(totals, self._elements), tuple(map(np.asarray, rows))  # memmaps arrive without their file
+        return (
+            empty,
+            np.append(totals, self._elements),
+            tuple(map(np.asarray, rows)),
+        )  # memmaps arrive without their file
 
     def _add_counts(self, counts: np.ndarray[Any, Any]) -> None:
         self._sums.keep(counts[:-1])
