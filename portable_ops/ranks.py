@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import numpy as np
-
+from portable_ops.accumulators import Host
 from portable_ops.checks import complaint
 from portable_ops.scores import SegmentationScores
 from portable_ops.soft_scores import StreamingCrossEntropy, StreamingDice
@@ -38,7 +37,7 @@ class Communicator:
 
     rank: int
     all_gather: Callable[[Any], Sequence[Any]]
-    all_reduce: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]
+    all_reduce: Callable[[Host], Host]
     broadcast: Callable[[Any, int], Any]
 
 

@@ -120,7 +120,7 @@ def test_a_worker_that_is_killed_costs_nothing(client: Any, paths: list[str], tm
     states = client.map(count, range(len(paths)), paths, pure=False)
     while len(states) > 1:
         states = [client.submit(sum, states[start : start + 3]) for start in range(0, len(states), 3)]
-    assert states[0].result(timeout=60).to_dict() == expected
+    assert states[0].result(timeout=120).to_dict() == expected
     assert marker.exists(), "no worker was killed"
 
 
