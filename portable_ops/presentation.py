@@ -89,8 +89,7 @@ def confusion_heatmap(matrix: Any, names: tuple[str, ...], normalize: str | None
         for prediction, number in zip(names, row, strict=True)
     ]
     side = max(5, min(36, 720 // len(names)))
-    largest = max((cell["value"] or 0 for cell in values), default=0)
-    top = (largest or 1) if normalize is None else 1  # shares have one scale, whatever the matrix
+    top = float(matrix.max()) or 1.0 if normalize is None else 1.0  # shares have one scale, whatever the matrix
     shown = {"sort": list(names), "axis": alt.Axis(labelOverlap="greedy")}
     chart = alt.Chart(alt.InlineData(values=values)).encode(
         x=alt.X("prediction:N", **shown),

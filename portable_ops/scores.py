@@ -239,11 +239,8 @@ class SegmentationScores:
         totals, rows = self._on_host()
         empty = self.copy()
         empty.reset()
-        return (
-            empty,
-            np.append(totals, self._elements),
-            tuple(map(np.asarray, rows)),
-        )  # memmaps arrive without their file
+        plain = tuple(map(np.asarray, rows))  # a memory map would arrive as one, without its file
+        return empty, np.append(totals, self._elements), plain
 
     def _add_counts(self, counts: np.ndarray[Any, Any]) -> None:
         self._sums.keep(counts[:-1])
