@@ -90,19 +90,20 @@ def confusion_heatmap(matrix: Any, names: tuple[str, ...], normalize: str | None
     ]
     side = max(5, min(36, 720 // len(names)))
     top = float(matrix.max()) or 1.0 if normalize is None else 1.0  # shares have one scale, whatever the matrix
-    shown = {"sort": list(names), "axis": alt.Axis(labelOverlap="greedy")}
-    chart = alt.Chart(alt.InlineData(values=values)).encode(
-        x=alt.X("prediction:N", **shown),
-        y=alt.Y("target:N", **shown),
-        tooltip=["target:N", "prediction:N", alt.Tooltip("value:Q", title=label)],
-    )
     scale = alt.Scale(domain=[0, top], range=["#f4f6fa", "#08519c"])
-    layers = [chart.mark_rect().encode(color=alt.Color("value:Q", title=label, scale=scale))]
+    shown = {"sort": list(names), "axis": alt.Axis(labelOverlap="greedy")}
+    layers = [alt.Chart().mark_rect()]
     if len(values) <= MOST_CELLS_WITH_NUMBERS:
         text = alt.Text("value:Q", format=".3~s" if normalize is None else ".2f")
         ink = alt.condition(f"datum.value > {top / 2}", alt.value("white"), alt.value("#333"))
-        layers.append(chart.mark_text(fontSize=10).encode(text=text, color=ink))
-    return alt.layer(*layers, title="Confusion matrix").properties(width=alt.Step(side), height=alt.Step(side))
+        layers.append(alt.Chart().mark_text(fontSize=10).encode(text=text, color=ink))
+    chart = alt.layer(*layers, data=alt.InlineData(values=values), title="Confusion matrix").encode(
+        x=alt.X("prediction:N", **shown),
+        y=alt.Y("target:N", **shown),
+        color=alt.Color("value:Q", title=label, scale=scale),
+        tooltip=["target:N", "prediction:N", alt.Tooltip("value:Q", title=label)],
+    )
+    return chart.properties(width=alt.Step(side), height=alt.Step(side))
 
 
 def class_bars(classes: list[dict[str, Any]], metric: str, mean: float) -> Any:
@@ -125,7 +126,7 @@ def class_bars(classes: list[dict[str, Any]], metric: str, mean: float) -> Any:
     bars = chart.mark_bar().encode(x=alt.X(f"{metric}:Q", title=title, scale=alt.Scale(domain=[0, 1])))
     line = alt.Chart(alt.InlineData(values=[] if math.isnan(mean) else [{"mean": mean}]))
     rule = line.mark_rule(strokeDash=[4, 4]).encode(
-        x=alt.X("mean:Q", title=title), tooltip=[alt.Tooltip("mean:Q", title="mean")]
+        x=alt.X("mean:Q", title=""), tooltip=[alt.Tooltip("mean:Q", title="mean")]
     )
-    numbers = chart.mark_text(align="left", dx=3, fontSize=10).encode(x=alt.X("end:Q", title=title), text="shown:N")
+    numbers = chart.mark_text(align="left", dx=3, fontSize=10).encode(x=alt.X("end:Q", title=""), text="shown:N")
     return bars + rule + numbers
