@@ -96,7 +96,8 @@ def confusion_heatmap(matrix: Any, names: tuple[str, ...], normalize: str | None
     if len(values) <= MOST_CELLS_WITH_NUMBERS:
         text = alt.Text("value:Q", format=".3~s" if normalize is None else ".2f")
         ink = alt.condition(f"datum.value > {top / 2}", alt.value("white"), alt.value("#333"))
-        layers.append(alt.Chart().mark_text(fontSize=10).encode(text=text, color=ink))
+        numbers = alt.Chart().transform_filter("isValid(datum.value)").mark_text(fontSize=10)
+        layers.append(numbers.encode(text=text, color=ink))
     chart = alt.layer(*layers, data=alt.InlineData(values=values), title="Confusion matrix").encode(
         x=alt.X("prediction:N", **shown),
         y=alt.Y("target:N", **shown),

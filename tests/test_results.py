@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import portable_ops as po
 from portable_ops.averaging import METRICS
+from portable_ops.presentation import confusion_heatmap
 
 K = 4
 NAMES = ["sky", "road", "a|b", "[red]car"]
@@ -269,6 +270,9 @@ def test_charts_can_be_drawn() -> None:
     result = result_of(*maps_of(2))
     for chart in (result.plot_confusion(), result.plot_confusion(normalize=None), result.plot_classes()):
         assert converter.vegalite_to_svg(chart.to_json()).startswith("<svg")
+    matrix = result.confusion_matrix(normalize="true", absent=math.nan)
+    drawn = converter.vegalite_to_svg(confusion_heatmap(matrix, result.class_names, "true").to_json())
+    assert np.isnan(matrix).any() and ">null<" not in drawn and ">0.00<" in drawn
 
 
 def test_what_draws_is_imported_when_asked_for() -> None:
