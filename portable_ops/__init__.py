@@ -10,6 +10,7 @@ from portable_ops.focal import focal_loss
 from portable_ops.losses import binary_cross_entropy, cross_entropy
 from portable_ops.multihead import MultiHeadAttention
 from portable_ops.overlap import dice_loss
+from portable_ops.ranks import Communicator, all_reduce
 from portable_ops.results import SegmentationResult
 from portable_ops.scores import SegmentationScores
 from portable_ops.segmentation import (
@@ -25,6 +26,7 @@ from portable_ops.tversky import jaccard_loss, tversky_loss
 __all__ = [
     "Areas",
     "Backend",
+    "Communicator",
     "Kernel",
     "MultiHeadAttention",
     "SegmentationResult",
@@ -32,6 +34,7 @@ __all__ = [
     "StreamingCrossEntropy",
     "StreamingDice",
     "__version__",
+    "all_reduce",
     "binary_cross_entropy",
     "class_iou",
     "confusion_matrix",

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from portable_ops.backend import Array, Backend
+from portable_ops.checks import complaint
 from portable_ops.routes import backend_of, dtype_name, namespace_of
 
 Host = np.ndarray[Any, Any]
@@ -144,6 +145,7 @@ class Sums:
 
     def __init__(self, kind: type[Accumulator] | type[CompensatedSum]) -> None:
         self.kind = kind
+        self.size: int | None = None
         self.parts: dict[tuple[str, ...], Any] = {}
         self.kept: Host | None = None
 
@@ -151,10 +153,20 @@ class Sums:
         """Others that may go their own way."""
         made = Sums(self.kind)
         made.parts, made.kept = {key: part.copy() for key, part in self.parts.items()}, self.kept
+        made.size = self.size
         return made
+
+    def _require(self, size: int | None) -> None:
+        """Raise ValueError for a vector of another length, which would be stretched or refused by an array library."""
+        if self.size is not None and size not in (None, self.size):
+            raise ValueError(
+                complaint("classes", f"{size} sums", f"{self.size}, as before: the same number of classes")
+            )
+        self.size = self.size if size is None else size
 
     def add(self, values: Array) -> None:
         """Add the vector of a batch, without waiting for its device."""
+        self._require(values.shape[0])
         key = Accumulator.key(values)
         if key not in self.parts:
             self.parts[key] = self.kind(backend_of(values))
@@ -162,6 +174,7 @@ class Sums:
 
     def merge(self, other: Sums) -> None:
         """Add other sums, likewise."""
+        self._require(other.size)
         for key, part in other.copy().parts.items():
             if key in self.parts:
                 self.parts[key].merge(part)
@@ -172,6 +185,7 @@ class Sums:
     def keep(self, values: Host | None) -> None:
         """Add a vector that is on the host to stay."""
         if values is not None:
+            self._require(values.shape[0])
             self.kept = values if self.kept is None else self.kept + values
 
     def arrays(self) -> list[Array]:

@@ -73,8 +73,12 @@ def class_frame(classes: list[dict[str, Any]]) -> Any:
     return required("pandas", "a data frame").DataFrame(classes).set_index("class")
 
 
+MOST_CELLS_WITH_NUMBERS = 20**2
+"""Of a heatmap; more would be too small to be read."""
+
+
 def confusion_heatmap(matrix: Any, names: tuple[str, ...], normalize: str | None) -> Any:
-    """A cell for each pair of classes, targets downwards."""
+    """A cell for each pair of classes, targets downwards; with numbers in them where there are not too many."""
     alt = required("altair", "a plot")
     label = {None: "elements", "true": "share of target", "pred": "share of prediction", "all": "share of all"}[
         normalize
@@ -84,32 +88,46 @@ def confusion_heatmap(matrix: Any, names: tuple[str, ...], normalize: str | None
         for target, row in zip(names, matrix.tolist(), strict=True)
         for prediction, number in zip(names, row, strict=True)
     ]
-    shown = {"sort": list(names)}
-    return (
-        alt.Chart(alt.InlineData(values=values), title="Confusion matrix")
-        .mark_rect()
-        .encode(
-            x=alt.X("prediction:N", **shown),
-            y=alt.Y("target:N", **shown),
-            color=alt.Color("value:Q", title=label, scale=alt.Scale(scheme="blues")),
-            tooltip=["target:N", "prediction:N", alt.Tooltip("value:Q", title=label)],
-        )
+    side = max(5, min(36, 720 // len(names)))
+    top = float(matrix.max()) or 1.0 if normalize is None else 1.0  # shares have one scale, whatever the matrix
+    scale = alt.Scale(domain=[0, top], range=["#f4f6fa", "#08519c"])
+    shown = {"sort": list(names), "axis": alt.Axis(labelOverlap="greedy")}
+    layers = [alt.Chart().mark_rect()]
+    if len(values) <= MOST_CELLS_WITH_NUMBERS:
+        text = alt.Text("value:Q", format=".3~s" if normalize is None else ".2f")
+        ink = alt.condition(f"datum.value > {top / 2}", alt.value("white"), alt.value("#333"))
+        numbers = alt.Chart().transform_filter("isValid(datum.value)").mark_text(fontSize=10)
+        layers.append(numbers.encode(text=text, color=ink))
+    chart = alt.layer(*layers, data=alt.InlineData(values=values), title="Confusion matrix").encode(
+        x=alt.X("prediction:N", **shown),
+        y=alt.Y("target:N", **shown),
+        color=alt.Color("value:Q", title=label, scale=scale),
+        tooltip=["target:N", "prediction:N", alt.Tooltip("value:Q", title=label)],
     )
+    return chart.properties(width=alt.Step(side), height=alt.Step(side))
 
 
 def class_bars(classes: list[dict[str, Any]], metric: str, mean: float) -> Any:
-    """A bar for each class that has a value, the best on top, and a rule at the mean."""
+    """A bar and its number for each class, the best on top, those without a value at the end, and a rule at the mean."""
     alt = required("altair", "a plot")
-    values = [{**one, metric: None if math.isnan(one[metric]) else one[metric]} for one in classes]
-    kept = [{name: one[name] for name in ("class", metric, "target")} for one in values]
-    bars = (
-        alt.Chart(alt.InlineData(values=kept), title=f"{metric} of each class")
-        .mark_bar()
-        .encode(
-            x=alt.X(f"{metric}:Q", scale=alt.Scale(domain=[0, 1])),
-            y=alt.Y("class:N", sort="-x"),
-            tooltip=["class:N", f"{metric}:Q", alt.Tooltip("target:Q", title="elements in the target")],
-        )
+
+    def cell(one: dict[str, Any]) -> dict[str, Any]:
+        value = one[metric]
+        missing = math.isnan(value)
+        shown = {"shown": "nan" if missing else f"{value:.3f}", "end": 0 if missing else value}
+        return {"class": one["class"], metric: None if missing else value, "target": one["target"], **shown}
+
+    values = [cell(one) for one in classes]
+    best_first = [one["class"] for one in sorted(values, key=lambda one: (one[metric] is None, -one["end"]))]
+    chart = alt.Chart(alt.InlineData(values=values), title=f"{metric} of each class").encode(
+        y=alt.Y("class:N", sort=best_first, title=None),
+        tooltip=["class:N", f"{metric}:Q", alt.Tooltip("target:Q", title="elements in the target")],
     )
+    title = metric if math.isnan(mean) else f"{metric}, mean {mean:.3f}"
+    bars = chart.mark_bar().encode(x=alt.X(f"{metric}:Q", title=title, scale=alt.Scale(domain=[0, 1])))
     line = alt.Chart(alt.InlineData(values=[] if math.isnan(mean) else [{"mean": mean}]))
-    return bars + line.mark_rule(strokeDash=[4, 4]).encode(x="mean:Q", tooltip=[alt.Tooltip("mean:Q", title="mean")])
+    rule = line.mark_rule(strokeDash=[4, 4]).encode(
+        x=alt.X("mean:Q", title=""), tooltip=[alt.Tooltip("mean:Q", title="mean")]
+    )
+    numbers = chart.mark_text(align="left", dx=3, fontSize=10).encode(x=alt.X("end:Q", title=""), text="shown:N")
+    return bars + rule + numbers

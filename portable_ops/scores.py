@@ -63,6 +63,7 @@ class SegmentationScores:
     depend on how a data set is split into batches, on their order, on the order in which states are merged, or on the
     array library; an empty state merged into another changes nothing. Batches of several libraries or devices may be
     mixed: each has counts of its own until `compute` brings all to the host. On Dask arrays nothing is computed before.
+    States of several processes become one by `all_reduce`, or by `sum` wherever they are sent.
 
     Examples
     --------
@@ -233,6 +234,18 @@ class SegmentationScores:
         totals.flags.writeable = False
         return totals, self._rows.chunks
 
+    def _parts(self) -> tuple[Self, np.ndarray[Any, Any], tuple[np.ndarray[Any, Any], ...]]:
+        """For `all_reduce`: these scores without counts; the counts, to be added up; and the rows of images."""
+        totals, rows = self._on_host()
+        empty = self.copy()
+        empty.reset()
+        plain = tuple(map(np.asarray, rows))  # a memory map would arrive as one, without its file
+        return empty, np.append(totals, self._elements), plain
+
+    def _add_counts(self, counts: np.ndarray[Any, Any]) -> None:
+        self._sums.keep(counts[:-1])
+        self._elements += int(counts[-1])
+
     def to_dict(self) -> dict[str, Any]:
         """The parameters and counts, as numbers, strings and lists that JSON can hold.
 
@@ -356,7 +369,7 @@ class SegmentationScores:
         # Counts travel as NumPy arrays: where they arrive there may be neither the device nor the library.
         totals, rows = self._on_host()
         kept = self._parameters() | {"version": VERSION, "elements": self._elements, "totals": totals}
-        return kept | {"rows": np.concatenate(rows) if rows else None}
+        return kept | {"rows": np.asarray(np.concatenate(rows)) if rows else None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(self.from_dict(state).__dict__)

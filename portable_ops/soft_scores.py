@@ -86,8 +86,8 @@ class _Streaming:
             raise TypeError(complaint("other", f"a value of type {type(other).__name__}", type(self).__name__))
         if self._parameters() != other._parameters():
             raise ValueError(complaint("other", f"{other._parameters()}", f"{self._parameters()}, as here"))
+        self._counts.merge(other._counts)  # first, as these may be of other classes
         self._sums.merge(other._sums)
-        self._counts.merge(other._counts)
         self._elements += other._elements
         return self
 
@@ -105,6 +105,12 @@ class _Streaming:
         arrays = self._sums.arrays()
         values = brought_to_host([*arrays, *self._counts.arrays()])
         return self._sums.total(values[: len(arrays)]), self._counts.total(values[len(arrays) :])
+
+    def _parts(self) -> tuple[Self, None, tuple[()]]:
+        """For `all_reduce`: these sums, brought to the host; nothing else."""
+        made = self.copy()
+        made.__setstate__(self.__getstate__())
+        return made, None, ()
 
     def __getstate__(self) -> dict[str, Any]:
         # As NumPy arrays: where they arrive there may be neither the device nor the library.
@@ -295,11 +301,11 @@ class StreamingCrossEntropy(_Streaming):
             from_logits=self.from_logits,
             eps=self.eps,
         )
-        self._sums.add(loss)
         if isinstance(counts, int):
             self._elements += counts
         else:
-            self._counts.add(counts)
+            self._counts.add(counts)  # first, as it raises for other classes
+        self._sums.add(loss)
 
     def compute(self, *, reduction: str = "mean") -> float:
         """The loss of what was added.

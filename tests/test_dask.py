@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -291,36 +289,3 @@ def test_local_schedulers(scheduler: str) -> None:
         result = case.run(on_dask(case))
         expected = result.compute(scheduler="sync")
         np.testing.assert_array_equal(result.compute(scheduler=scheduler), expected)
-
-
-CLUSTER = """
-import dask.array as da, numpy as np, portable_ops as po
-from distributed import Client, LocalCluster
-
-if __name__ == "__main__":
-    rng = np.random.default_rng(0)
-    x, t = rng.normal(size=(8, 6, 40)).astype(np.float32), rng.integers(0, 6, (8, 40))
-    maps = rng.integers(0, 6, (4, 2**18), dtype=np.uint8)
-    with LocalCluster(n_workers=2, threads_per_worker=2, processes=True, dashboard_address=None) as cluster:
-        with Client(cluster.scheduler_address):
-            lazy = da.from_array(x, chunks=(2, 3, 20))
-            labels = da.from_array(maps, chunks=(1, 2**17))
-            np.testing.assert_allclose(po.softmax(lazy, axis=1).compute(), po.softmax(x, axis=1), rtol=2e-6)
-            loss = po.cross_entropy(lazy, da.from_array(t, chunks=(3, 10)))
-            np.testing.assert_allclose(loss.compute(), po.cross_entropy(x, t), rtol=2e-6)
-            got = po.confusion_matrix(labels, labels[::-1], 6).compute()
-            np.testing.assert_array_equal(got, po.confusion_matrix(maps, maps[::-1], 6))
-            got = po.scaled_dot_product_attention(lazy, lazy, lazy, is_causal=True).compute()
-            np.testing.assert_allclose(got, po.scaled_dot_product_attention(x, x, x, is_causal=True), rtol=2e-5, atol=1e-6)
-            print("agreed")
-"""
-
-
-def test_a_cluster_of_processes(tmp_path: Any) -> None:
-    pytest.importorskip("distributed", reason="distributed is not installed")
-    script = tmp_path / "cluster.py"
-    script.write_text(CLUSTER)
-    done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, check=False, cwd=tmp_path, timeout=120
-    )
-    assert "agreed" in done.stdout, done.stderr[-3000:]

@@ -255,3 +255,30 @@ def test_focal_loss_is_that_of_smp(rng: np.random.Generator, monkeypatch: pytest
         mask[0, 0] = 255
         theirs = smp.FocalLoss("binary", **options)(z[:, 0], mask)
         same(po.focal_loss(z[:, 0], mask, activation="sigmoid", **options), theirs)
+
+
+def test_options_of_toolkits_that_are_a_line_here(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    z, labels = tensors(rng)
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    labels[labels == 2] = 1  # a class in no target
+    hot = torch.nn.functional.one_hot(labels, SHAPE[1]).movedim(-1, 1)
+    overlap: dict[str, Any] = {"activation": "softmax", "axis": (0, 2, 3), "reduction": "none"}
+    smp = toolkit("segmentation_models_pytorch.losses", monkeypatch)
+    present = (hot.sum((0, 2, 3)) > 0).double()
+    mine = (po.jaccard_loss(z, labels, **overlap) * present).mean()
+    same(mine, smp.JaccardLoss("multiclass")(z, labels))
+    same(
+        po.jaccard_loss(z, labels, **overlap)[[0, 3]].mean(),
+        smp.JaccardLoss("multiclass", classes=[0, 3])(z, labels),
+    )
+    monai = toolkit("monai.losses", monkeypatch)
+    weight = torch.tensor(rng.random(SHAPE[1]))
+    options: dict[str, Any] = {"softmax": True, "to_onehot_y": True, "batch": True, "smooth_nr": 0.2, "smooth_dr": 0.2}
+    mine = (po.jaccard_loss(z, labels, smooth=0.1, **overlap) * weight).mean()
+    same(mine, monai.DiceLoss(jaccard=True, weight=weight, **options)(z, labels[:, None]))
+    same(
+        po.tversky_loss(z, labels, smooth=0.1, **overlap | {"reduction": "mean"}),
+        monai.DiceLoss(**options)(z, labels[:, None]),
+    )
+    theirs = monai.FocalLoss(to_onehot_y=True, include_background=False)(z, labels[:, None])
+    same(po.focal_loss(z[:, 1:], hot[:, 1:], activation="sigmoid"), theirs)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import portable_ops as po
 from portable_ops.averaging import METRICS
+from portable_ops.presentation import confusion_heatmap
 
 K = 4
 NAMES = ["sky", "road", "a|b", "[red]car"]
@@ -242,11 +243,26 @@ def test_plots_are_whole_charts() -> None:
     (cells,) = heatmap["datasets"].values()
     assert len(cells) == K * K
     assert {"target": "road", "prediction": "sky", "value": result.confusion_matrix(normalize="true")[1, 0]} in cells
+    _, numbers = heatmap["layer"]
+    assert heatmap["encoding"]["color"]["scale"]["domain"] == [0, 1]  # the same colours for every data set
+    assert numbers["encoding"]["text"]["field"] == "value"
+    counts = result.plot_confusion(normalize=None).to_dict()["encoding"]["color"]["scale"]
+    assert counts["domain"] == [0, result.confusion_matrix().max()]
     bars = result.plot_classes(metric="dice").to_dict()
     values = [bars["datasets"][layer["data"]["name"]] for layer in bars["layer"]]
     assert [one["class"] for one in values[0]] == NAMES
     assert values[0][3]["dice"] is None  # absent: no bar, and not 0
     assert values[1] == [{"mean": result.mean_dice()}]
+    best_first = bars["layer"][0]["encoding"]["y"]["sort"]
+    assert best_first == [*sorted(NAMES[:3], key=lambda name: -result.dice(classes=[name])[0]), NAMES[3]]
+    assert bars["layer"][0]["encoding"]["x"]["title"] == f"dice, mean {result.mean_dice():.3f}"
+    assert [one["shown"] for one in values[2]] == [*(f"{value:.3f}" for value in result.dice()[:3]), "nan"]
+
+
+def test_large_confusion_matrices_are_drawn_without_numbers() -> None:
+    pytest.importorskip("altair", reason="altair is not installed")
+    (rectangles,) = po.SegmentationScores(21).compute().plot_confusion().to_dict()["layer"]
+    assert rectangles["mark"]["type"] == "rect"
 
 
 def test_charts_can_be_drawn() -> None:
@@ -254,6 +270,9 @@ def test_charts_can_be_drawn() -> None:
     result = result_of(*maps_of(2))
     for chart in (result.plot_confusion(), result.plot_confusion(normalize=None), result.plot_classes()):
         assert converter.vegalite_to_svg(chart.to_json()).startswith("<svg")
+    matrix = result.confusion_matrix(normalize="true", absent=math.nan)
+    drawn = converter.vegalite_to_svg(confusion_heatmap(matrix, result.class_names, "true").to_json())
+    assert np.isnan(matrix).any() and ">null<" not in drawn and ">0.00<" in drawn
 
 
 def test_what_draws_is_imported_when_asked_for() -> None:

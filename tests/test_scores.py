@@ -443,3 +443,17 @@ def test_updates_in_jax_without_64_bits_are_int32_words() -> None:
     (accumulator,) = scores._sums.parts.values()
     assert len(accumulator.words) == 2
     assert scores.to_dict() == scores_of((pred, actual), (pred, actual)).to_dict()
+
+
+@pytest.mark.of_backend("torch")
+@pytest.mark.parametrize("options", [{}, {"confusion": False}, {"per_image": True, "ignore_index": 255}])
+def test_updates_and_merges_read_no_value_of_a_tensor(options: dict[str, Any]) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+    with FakeTensorMode():  # tensors without values: what would wait for a device raises
+        scores = po.SegmentationScores(K, pred_format="scores", **options)
+        scores.update(torch.zeros((2, K, 8)), torch.zeros((2, 8), dtype=torch.uint8))
+        (scores + scores).merge(scores)
+        with pytest.raises(DataDependentOutputException):
+            torch.zeros(1).item()
