@@ -240,7 +240,7 @@ def intersection_and_union(
     return count_areas(xp, pred, target, num_classes, ignore_index, validate, sorted_histogram)
 
 
-def _divided(intersection: Array, union: Array, absent: float) -> Array:
+def divided(intersection: Array, union: Array, absent: float) -> Array:
     """Intersection over union, `absent` where the union is empty."""
     route = route_of(intersection)
     assert route is not None
@@ -307,7 +307,7 @@ def class_iou(
     """
     require_number_or_nan("absent", absent)
     areas = intersection_and_union(pred, target, num_classes, ignore_index=ignore_index, validate=validate)
-    return _of_areas(partial(_divided, absent=float(absent)), areas, (num_classes,))
+    return _of_areas(partial(divided, absent=float(absent)), areas, (num_classes,))
 
 
 @composed(intersection_and_union)
@@ -383,7 +383,7 @@ def mean_of_areas(intersection: Array, union: Array, first: int, absent: Any) ->
     route = route_of(intersection)
     assert route is not None
     xp = route.xp
-    iou = _divided(intersection, union, 0.0 if absent == "skip" else absent)
+    iou = divided(intersection, union, 0.0 if absent == "skip" else absent)
     if absent != "skip":
         return xp.mean(iou) if iou.shape[0] else xp.full((), math.nan, dtype=iou.dtype, device=device_of(iou))
     present = xp.astype(count_true(xp, union != 0), iou.dtype)
