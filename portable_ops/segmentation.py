@@ -49,7 +49,7 @@ def _check_dice(
 
 def require_number_or_nan(argument: str, value: object) -> None:
     """Raise TypeError unless the value is a number; nan is one."""
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, Real)):
         raise TypeError(complaint(argument, repr(value), "a number, which may be nan"))
 
 
@@ -136,7 +136,8 @@ def _check_counts(
     require_integer("num_classes", num_classes, minimum=1)
     if ignore_index is not None:
         require_integer("ignore_index", ignore_index)
-    require_choice("validate", validate, (None, True, False))
+    if validate is not None:
+        require_choice("validate", validate, (None, True, False))
 
 
 @operation(_check_counts, differentiable=False)

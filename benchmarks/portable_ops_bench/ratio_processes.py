@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -82,9 +83,10 @@ FIRST_OPERATIONS = ("softmax", "sigmoid", "cross_entropy", "dice_coefficient", "
 
 def _printed(code: str, *arguments: str, folder: str | None = None) -> float:
     """The number that a fresh interpreter prints."""
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False, cwd=folder
-    )
+    # As installed packages do, a checkout keeps its bytecode: or else it would be compiled again in every process.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, env=environment)
     if done.returncode:
         raise RuntimeError(f"a process ended with {done.returncode}: {done.stderr.strip()[-300:]}")
     return float(done.stdout)
