@@ -142,7 +142,7 @@ def operation(
                 return _defined_for_stranger(op, route, args, kwargs)
             return definition(route.xp, *args, **kwargs)
 
-        def call_of_one(*args: P.args, **kwargs: P.kwargs) -> R:
+        def call_of_one(*args: Any, **kwargs: Any) -> Any:
             # The same steps for one array without options, where to pass *args and **kwargs on would take half the time.
             if len(args) != 1 or kwargs or (_was_used and _mode.standard_only):
                 return call(*args, **kwargs)
@@ -150,17 +150,18 @@ def operation(
             meet(type(x))
             route = ROUTES.get(type(x))
             if route is None or not route.has_adapter:
-                return call(*args)
-            check(route.xp, x)
+                return call(*args, **kwargs)
+            check(route.xp, x)  # type: ignore[call-arg]
             backend = route.backend
             for kernel in backend.kernels.get(name, ()):
                 if kernel.smallest and backend.size_of(x) < kernel.smallest:
                     continue
                 if kernel.why_not(x) is None:
                     return (KERNELS.get(kernel.function) or load_kernel(kernel.function))(x)
-            return definition(route.xp, x)
+            return definition(route.xp, x)  # type: ignore[call-arg]
 
-        function = functools.wraps(definition)(call_of_one if count == 1 else call)
+        chosen: Callable[P, R] = call_of_one if count == 1 else call
+        function = functools.wraps(definition)(chosen)
         function.__signature__ = op.signature  # type: ignore[attr-defined]
         return function
 

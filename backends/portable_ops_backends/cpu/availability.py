@@ -15,7 +15,7 @@ SHORTEST_SUM = 64
 """Elements in one piece of memory from which on their sums are worth a kernel."""
 
 SMALLEST = 2**16
-"""Elements from which on a kernel is worth loading (`Kernel.smallest`). With fewer, `bincount` takes less than a millisecond."""
+"""Elements from which on a kernel is worth loading, `Kernel.smallest`. `bincount` of fewer takes less than a millisecond."""
 
 MOST_CLASSES = 2**13
 """Beyond, a kernel's private counters for every thread would outweigh the pairs counted."""
