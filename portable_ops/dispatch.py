@@ -236,10 +236,12 @@ def _is_joined(
     route: Route, args: tuple[Any, ...], kwargs: dict[str, Any], count: int, keywords: tuple[str, ...]
 ) -> bool:
     """Whether all array arguments are already arrays of one library on one device."""
+    first = args[0]
     for array in args[1:count]:
-        if ROUTES.get(type(array)) is not route:
+        # What is of the first array's type has its route.
+        if type(array) is not type(first) and ROUTES.get(type(array)) is not route:
             return False
-        if not route.one_device and _devices_apart(route, args[0], array):
+        if not route.one_device and _devices_apart(route, first, array):
             return False
     if kwargs:
         for name in keywords:
@@ -248,7 +250,7 @@ def _is_joined(
                 continue
             if ROUTES.get(type(array)) is not route:
                 return False
-            if not route.one_device and _devices_apart(route, args[0], array):
+            if not route.one_device and _devices_apart(route, first, array):
                 return False
     return True
 

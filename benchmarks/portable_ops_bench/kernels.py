@@ -18,7 +18,7 @@ import portable_ops as po
 from portable_ops.backend import Backend
 from portable_ops.dispatch import OPERATIONS
 from portable_ops_bench.case import Call, Case
-from portable_ops_bench.cases import CASES
+from portable_ops_bench.cases import CASES, primary_case
 
 ELEMENTS = 2**17
 """Enough for every kernel."""
@@ -90,19 +90,19 @@ def served(backend: Backend) -> set[str]:
 
 
 def _calls(case: Case) -> Iterator[Call]:
-    """The case's own call, and the same with labels of other dtypes."""
+    """The case's own call and, for an operation's first case, the same with labels of other dtypes."""
     call = case.make(np.random.default_rng(0), case.sized(ELEMENTS))
     yield call
     labelled = [x.dtype.kind in "iu" for x in call.args if isinstance(x, np.ndarray)]
-    for dtype in LABELS if any(labelled) else ():
+    for dtype in LABELS if any(labelled) and case is primary_case(case.operation) else ():
         yield call.converted(lambda x, dtype=dtype: x.astype(dtype) if x.dtype.kind in "iu" else x)  # type: ignore[misc]
 
 
-def plan(backends: Sequence[str], dtypes: Sequence[str]) -> list[tuple[Backend, str, Case]]:
-    """What is to be called: cases of operations that a kernel serves, in each dtype; labels have one alone."""
+def plan(backends: Sequence[str], dtypes: Sequence[str], wanted: Sequence[str] = ()) -> list[tuple[Backend, str, Case]]:
+    """What is to be called: cases of operations that a kernel serves (of all if none are named), labels in one dtype."""
     steps = []
     for backend in map(po.get_backend, backends):
-        operations = served(backend)
+        operations = served(backend).intersection(wanted) if wanted else served(backend)
         for case in CASES:
             if case.operation in operations:
                 allowed = [dtype for dtype in dtypes if dtype in backend.dtypes]

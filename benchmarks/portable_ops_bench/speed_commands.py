@@ -77,6 +77,7 @@ def ratios(
 
 
 def warmup(
+    ops: Annotated[str, typer.Option(help="Operations, with commas between. All that have kernels if empty.")] = "",
     backends: Annotated[str, typer.Option(help="Backends, with commas between. All that have kernels if empty.")] = "",
     dtypes: Annotated[str, typer.Option(help="Floating dtypes, with commas between.")] = ",".join(USUAL_DTYPES),
 ) -> None:
@@ -85,7 +86,8 @@ def warmup(
         raise typer.BadParameter('numba is not installed: python -m pip install "portable-ops[numba]"')
     able = tuple(name for name in po.list_backends() if served(po.get_backend(name)))
     asked = listed(backends, able, "--backends") or able
-    steps = plan(asked, listed(dtypes, USUAL_DTYPES, "--dtypes"))
+    operations = tuple(sorted(set().union(*(served(po.get_backend(name)) for name in asked))))
+    steps = plan(asked, listed(dtypes, USUAL_DTYPES, "--dtypes"), listed(ops, operations, "--ops"))
     console = _console()
     with Progress(*COLUMNS, console=console) as bars:
         task = bars.add_task("", total=len(steps))
