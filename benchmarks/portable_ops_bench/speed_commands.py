@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 from portable_ops_backends.cpu.availability import is_numba_installed
 from rich.console import Console
@@ -55,23 +56,26 @@ def ratios(
     before = _kept(json)
     console = _console()
     lines: list[Line] = []
+
+    def everything() -> Ratios:
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        result = Ratios(created=created, environment=environment.describe(), lines=lines)
+        return result if before is None else result.with_lines_of(before)
+
     with Progress(*COLUMNS, console=console) as bars:
         task = bars.add_task("", total=len(asked))
         for work, rows in asked:
             bars.update(task, description=f"{work.name}")
             lines += measured(work, rows)
+            if json is not None:  # every row at once: an interruption loses none
+                everything().save(json)
             bars.advance(task)
-    result = Ratios(
-        created=datetime.now(UTC).isoformat(timespec="seconds"), environment=environment.describe(), lines=lines
-    )
-    print_ratios(result, console)
-    everything = result if before is None else result.with_lines_of(before)
+    print_ratios(everything() if before is None else msgspec.structs.replace(everything(), lines=lines), console)
     if json is not None:
-        everything.save(json)
         console.print(f"wrote {json}")
     if markdown is not None:
         text = markdown.read_text(encoding="utf-8") if markdown.exists() else ""
-        write_atomically(markdown, with_table(text, everything))
+        write_atomically(markdown, with_table(text, everything()))
         console.print(f"wrote {markdown}")
     raise typer.Exit(1 if any(line.status in (Status.PARITY, Status.ERROR) for line in lines) else 0)
 
