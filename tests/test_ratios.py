@@ -27,14 +27,13 @@ from portable_ops.dispatch import OPERATIONS
 @pytest.fixture
 def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ratios, "FEWEST_ROUNDS", 3)
-    monkeypatch.setattr(ratios, "PAUSE", 0.0)
 
 
 def work(*against: Against, ours: object = 1.0, other: object = 1.0, seconds: float = 0.0) -> Work:
     def make() -> Runs:
         return Runs(lambda: np.asarray(ours), [lambda: np.asarray(other)] * len(against))
 
-    return Work(section="s", name="w", against=against, make=make, seconds=seconds)
+    return Work(section="s", name="w", against=against, make=make, seconds=seconds, pause=0.0)
 
 
 def test_rows_are_unique_and_cover_every_operation() -> None:

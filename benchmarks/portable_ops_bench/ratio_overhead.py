@@ -82,5 +82,6 @@ def overhead_works() -> Iterator[Work]:
                 name=f"`{operation}`, {library}",
                 against=(against,),
                 make=partial(_make, operation, library),
-                seconds=1.0,
+                seconds=0.5,
+                pause=0.0,
             )

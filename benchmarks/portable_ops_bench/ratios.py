@@ -133,6 +133,8 @@ class Work:
         The package without which none of it can be done.
     seconds : float
         About how long to measure.
+    pause : float
+        Seconds between samples; none where no threads are at work.
     agree : bool
         Whether the functions return the same, which is checked before anything is timed.
     measure : callable or None
@@ -145,6 +147,7 @@ class Work:
     make: Callable[[], Runs] | None = None
     needs: str = ""
     seconds: float = 3.0
+    pause: float = PAUSE
     agree: bool = True
     measure: Callable[[Work, tuple[Against, ...]], list[Line]] | None = None
 
@@ -200,7 +203,7 @@ def _compared(work: Work, asked: tuple[Against, ...]) -> list[Line]:
         del result
     kept = [one for one in asked if one.name not in lines]
     functions = [runs.ours, *(others[one.name] for one in kept), *([] if runs.floor is None else [runs.floor])]
-    times = interleaved(functions, work.seconds)
+    times = interleaved(functions, work.seconds, work.pause)
     floor = None if runs.floor is None else statistics.median(times[-1])
     for one, other in zip(kept, times[1:], strict=False):
         numbers = compared(one.unit, times[0], other)
@@ -222,7 +225,7 @@ def compared(unit: Unit, ours: Sequence[float], other: Sequence[float]) -> dict[
     }
 
 
-def interleaved(functions: Sequence[Function], seconds: float) -> list[list[float]]:
+def interleaved(functions: Sequence[Function], seconds: float, pause: float = PAUSE) -> list[list[float]]:
     """Seconds per call of each function in each round, one function after the other in every round."""
     counts = []
     for function in functions:
@@ -238,7 +241,7 @@ def interleaved(functions: Sequence[Function], seconds: float) -> list[list[floa
         start = time.perf_counter()
         while len(times[0]) < FEWEST_ROUNDS or (time.perf_counter() - start < seconds and len(times[0]) < MOST_ROUNDS):
             for function, count, found in zip(functions, counts, times, strict=True):
-                time.sleep(PAUSE)
+                time.sleep(pause)
                 found.append(_sample(function, count))
     finally:
         if enabled:
