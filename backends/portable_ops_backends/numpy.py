@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,8 @@ def uniform(generator: Any, shape: tuple[int, ...], dtype: Any, device: Any = No
 
 
 def _numba(module: str, function: str, why_not: Callable[..., str | None]) -> Kernel:
-    return Kernel(name="numba", function=f"portable_ops_backends.cpu.{module}:{function}", why_not=why_not)
+    path = f"portable_ops_backends.cpu.{module}:{function}"
+    return Kernel(name="numba", function=path, why_not=why_not, smallest=availability.SMALLEST)
 
 
 def _counting(function: str) -> tuple[Kernel, ...]:
@@ -66,6 +68,7 @@ backend = Backend(
     to_numpy=to_numpy,
     install="numpy",
     device_of=device_of,
+    size_of=attrgetter("size"),
     rng=rng,
     uniform=uniform,
     dtypes=("float16", "float32", "float64"),

@@ -72,6 +72,15 @@ def on_host(array: Any) -> bool:
     return bool(array.is_cpu)
 
 
+def size_of(array: Any) -> int:
+    """The number of elements; of one that is traced, where it would become a guard, more than any has."""
+    torch = sys.modules["torch"]
+    # is_compiling() takes longer, and knows of export as well, where tensors are of other types.
+    if torch.compiler.is_dynamo_compiling() or (type(array) is not torch.Tensor and torch.compiler.is_compiling()):
+        return sys.maxsize
+    return int(array.numel())
+
+
 def synchronize(*arrays: Any) -> None:
     """Wait for the queues of the devices."""
     for array in arrays:
@@ -113,7 +122,8 @@ def grad(function: Callable[..., Any]) -> Callable[..., Any]:
     return gradient
 
 
-def _why_not_floating(x: Any) -> str | None:
+def why_not_elementwise(x: Any, /) -> str | None:
+    """torch keeps integers apart."""
     kind = kind_of(x)
     return None if kind in ("float", "half") else f"{kind} input is converted first"
 
@@ -124,20 +134,15 @@ def why_not_softmax(x: Any, /, *, axis: Any = -1, where: Any = None) -> str | No
         return "torch has no where="
     if type(axis) is not int:
         return "torch takes one axis"
-    if x.shape[axis] > 2**12 and axis not in (-1, x.ndim - 1):
+    if axis != -1 and x.shape[axis] > 2**12 and axis != x.ndim - 1:
         # Beside the last axis torch adds one after the other: 1594 ULP were seen for 2**18 numbers.
         return "torch loses digits in so long a sum"
-    return _why_not_floating(x)
+    return why_not_elementwise(x)
 
 
 def why_not_logsumexp(x: Any, /, *, axis: Any = -1, keepdims: bool = False, where: Any = None) -> str | None:
     """torch takes no mask."""
-    return "torch has no where=" if where is not None else _why_not_floating(x)
-
-
-def why_not_elementwise(x: Any, /) -> str | None:
-    """torch keeps integers apart."""
-    return _why_not_floating(x)
+    return "torch has no where=" if where is not None else why_not_elementwise(x)
 
 
 def why_not_cross_entropy(
@@ -160,7 +165,7 @@ def why_not_cross_entropy(
         return "torch makes nan of 0 * -inf in class probabilities"
     if weight is not None and weight.requires_grad:
         return "torch has no gradient with respect to the weights"
-    return "size 0" if 0 in logits.shape else _why_not_floating(logits)
+    return "size 0" if 0 in logits.shape else why_not_elementwise(logits)
 
 
 def why_not_attention(
@@ -186,7 +191,7 @@ def why_not_attention(
     # A sum is not finite if a term is not, and it needs no temporary; its own overflow only costs the kernel.
     if masked and on_host(key) and is_concrete(key) and not bool((query.sum() + key.sum() + value.sum()).isfinite()):
         return "a query, key or value that is not finite would leak through torch's mask"
-    return _why_not_floating(query)
+    return why_not_elementwise(query)
 
 
 def why_not_bincount(
@@ -212,8 +217,6 @@ def _why_not_memory(*tensors: Any) -> str | None:
     torch = sys.modules["torch"]
     if torch.compiler.is_compiling():
         return "traced: host kernels need values"
-    if tensors[0].numel() < availability.SMALLEST:
-        return f"fewer than {availability.SMALLEST} elements"
     for x in tensors:
         if not is_concrete(x):
             return "traced: host kernels need values"
@@ -268,7 +271,8 @@ def why_not_numba_cross_entropy(
 
 
 def _numba(module: str, function: str, why_not: Callable[..., str | None]) -> Kernel:
-    return Kernel(name="numba", function=f"portable_ops_backends.cpu.{module}:{function}", why_not=why_not)
+    path = f"portable_ops_backends.cpu.{module}:{function}"
+    return Kernel(name="numba", function=path, why_not=why_not, smallest=availability.SMALLEST)
 
 
 def _activation(function: str, numba: Callable[..., str | None], own: Callable[..., str | None]) -> tuple[Kernel, ...]:
@@ -282,7 +286,7 @@ def _native(function: str, why_not: Callable[..., str | None]) -> tuple[Kernel, 
 
 def _counting(function: str) -> tuple[Kernel, ...]:
     return (
-        Kernel(name="numba", function=f"portable_ops_backends.cpu.torch_counting:{function}", why_not=why_not_numba),
+        _numba("torch_counting", function, why_not_numba),
         Kernel(name="bincount", function=f"portable_ops_backends.native.bincount:{function}", why_not=why_not_bincount),
         Kernel(
             name="scatter_add",
@@ -305,6 +309,7 @@ backend = Backend(
     to_device=to_device,
     is_concrete=is_concrete,
     on_host=on_host,
+    size_of=size_of,
     synchronize=synchronize,
     rng=rng,
     uniform=uniform,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -16,7 +15,7 @@ SHORTEST_SUM = 64
 """Elements in one piece of memory from which on their sums are worth a kernel."""
 
 SMALLEST = 2**16
-"""Elements from which on a kernel is worth loading. With fewer, `bincount` takes less than a millisecond."""
+"""Elements from which on a kernel is worth loading, `Kernel.smallest`. `bincount` of fewer takes less than a millisecond."""
 
 MOST_CLASSES = 2**13
 """Beyond, a kernel's private counters for every thread would outweigh the pairs counted."""
@@ -32,8 +31,6 @@ def why_not_counting(
     pred: Any, target: Any, /, num_classes: int, *, ignore_index: int | None = None, validate: bool | None = None
 ) -> str | None:
     """Reason not to count with Numba."""
-    if math.prod(pred.shape) < SMALLEST:
-        return f"fewer than {SMALLEST} elements"
     if not is_numba_installed():
         return "numba is not installed"
     return None if num_classes <= MOST_CLASSES else f"more than {MOST_CLASSES} classes"
@@ -41,8 +38,6 @@ def why_not_counting(
 
 def _why_not_floating(x: Any) -> str | None:
     """Reason not to compute with Numba with the floats of an array."""
-    if math.prod(x.shape) < SMALLEST:
-        return f"fewer than {SMALLEST} elements"
     if not is_numba_installed():
         return "numba is not installed"
     name = dtype_name(x.dtype)
@@ -91,8 +86,6 @@ def why_not_dice(
     pred: Any, target: Any, /, *, axis: Any = None, smooth: float = 0.0, absent: float = 1.0
 ) -> str | None:
     """Reason not to sum masks with Numba."""
-    if math.prod(pred.shape) < SMALLEST:
-        return f"fewer than {SMALLEST} elements"
     if not is_numba_installed():
         return "numba is not installed"
     names = dtype_name(pred.dtype), dtype_name(target.dtype)
