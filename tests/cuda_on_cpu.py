@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from portable_ops_backends.cuda.launching import SHARED_WITHOUT_ASKING, Device, source
 
 HEADER = Path(__file__).with_name("cuda_on_cpu.hpp")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,12 @@ def why_not_floating(x: Any, /) -> str | None:
     return None if x.dtype in (np.float32, np.float64) else f"cupyx computes {x.dtype} otherwise"
 
 
+@cache
+def _has_cuda(torch: Any) -> bool:
+    # Asked once: it looks for devices every time.
+    return bool(torch.cuda.is_available())
+
+
 def why_not_torch_attention(
     query: Any,
     key: Any,
@@ -91,7 +98,7 @@ def why_not_torch_attention(
     torch = sys.modules.get("torch")
     if torch is None:
         return "torch is not imported"
-    if not torch.cuda.is_available():
+    if not _has_cuda(torch):
         return "this torch has no CUDA"
     if dropout_p:
         return "torch's dropout takes no generator"

@@ -80,9 +80,7 @@ def normalized(x: Array, axis: int, result: str, *, keepdims: bool = True) -> Ar
         columns_of_block = THREADS if height == 1 else WARP
         name = f"softmax_columns<{type_of(x)}, {result}, {height}, {items}>"
         arguments = (np.int64(lines), np.int32(size), np.int64(inner))
-        launch(
-            x, FILE, name, (-(-lines // columns_of_block),), max(THREADS, height * WARP), x, out, *arguments
-        )
+        launch(x, FILE, name, (-(-lines // columns_of_block),), max(THREADS, height * WARP), x, out, *arguments)
     return out if keepdims or result != "LOGSUMEXP" else xp.squeeze(out, axis=axis)
 
 

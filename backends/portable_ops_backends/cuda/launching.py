@@ -92,12 +92,15 @@ class Cupy:
     """CuPy arrays, on CuPy's current stream."""
 
     def address(self, array: Array) -> int:
+        """Where the array's elements begin."""
         return int(array.data.ptr)
 
     def contiguous(self, array: Array) -> Array:
+        """The array in C order, itself if it is."""
         return import_module("cupy").ascontiguousarray(array)
 
     def device(self, array: Array) -> Device:
+        """The device on which the array lives."""
         return attributes(array.device.id)
 
     @contextmanager
@@ -109,6 +112,7 @@ class Cupy:
     def launch(
         self, like: Array, file: str, expression: str, grid: tuple[int, ...], threads: int, args: Any, shared: int
     ) -> None:
+        """Run a kernel on the device of an array, on the stream that is current there for its library."""
         with self.surroundings(like) as device:
             function = kernel(file, expression, device)
             if shared > SHARED_WITHOUT_ASKING:
@@ -116,23 +120,45 @@ class Cupy:
             function(grid, (threads,), args, shared_mem=shared)
 
 
+class _Stream(NamedTuple):
+    """A stream of another library's, as CuPy asks for it."""
+
+    address: int
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        """The protocol's version, and the stream."""
+        return 0, self.address
+
+
+def stream_at(address: int) -> Any:
+    """CuPy's view of a stream; before CuPy 14 it had no protocol for these."""
+    cuda = import_module("cupy").cuda
+    if hasattr(cuda.Stream, "from_external"):
+        return cuda.Stream.from_external(_Stream(address))
+    return cuda.ExternalStream(address)
+
+
 class Torch(Cupy):
     """Torch's CUDA tensors, on torch's current stream."""
 
     def address(self, array: Array) -> int:
+        """Where the array's elements begin."""
         return int(array.data_ptr())
 
     def contiguous(self, array: Array) -> Array:
+        """The array in C order, itself if it is."""
         return array.contiguous()
 
     def device(self, array: Array) -> Device:
+        """The device on which the array lives."""
         return attributes(array.device.index)
 
     @contextmanager
     def surroundings(self, like: Array) -> Iterator[int]:
-        cuda, number = import_module("cupy").cuda, like.device.index
-        stream = import_module("torch").cuda.current_stream(number)
-        with cuda.Device(number), cuda.ExternalStream(stream.cuda_stream, number):
+        """The device of a tensor, made current with torch's stream there; yields its number."""
+        number = like.device.index
+        stream = stream_at(import_module("torch").cuda.current_stream(number).cuda_stream)
+        with import_module("cupy").cuda.Device(number), stream:
             yield number
 
 

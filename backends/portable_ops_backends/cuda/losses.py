@@ -46,6 +46,7 @@ def cross_entropy(
     logits, target = library.contiguous(logits), library.contiguous(target)
     if weight is not None:
         weight = library.contiguous(xp.astype(weight, xp.float64 if logits.dtype == xp.float64 else xp.float32))
+    sizes: tuple[np.generic, ...]
     if inner == 1:
         lanes = THREADS if classes > WARP * 32 else min(WARP, power_of_two(classes))
         name = f"cross_entropy_rows<{type_of(logits)}, {type_of(target)}, {lanes}>"

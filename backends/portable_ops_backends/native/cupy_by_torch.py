@@ -6,6 +6,7 @@ from typing import Any
 
 import cupy
 import torch
+from torch.utils.dlpack import from_dlpack
 
 from portable_ops.backend import Array
 from portable_ops_backends.native import torch as native
@@ -14,7 +15,9 @@ from portable_ops_backends.native import torch as native
 def _stream_of(device: int) -> Any:
     """CuPy's current stream as one of torch's."""
     address = cupy.cuda.get_current_stream(device).ptr
-    return torch.cuda.ExternalStream(address, device) if address else torch.cuda.default_stream(device)
+    if not address:
+        return torch.cuda.default_stream(device)
+    return torch.cuda.ExternalStream(address, device)  # type: ignore[no-untyped-call]
 
 
 def _lent(array: Array | None, ndim: int = 0) -> Any:
@@ -22,7 +25,7 @@ def _lent(array: Array | None, ndim: int = 0) -> Any:
     if array is None:
         return None
     is_mask = array.dtype == cupy.bool_
-    tensor = torch.from_dlpack(array.view(cupy.uint8) if is_mask else array)
+    tensor = from_dlpack(array.view(cupy.uint8) if is_mask else array)
     tensor = tensor.view(torch.bool) if is_mask else tensor
     return tensor[(None,) * (ndim - tensor.ndim)]
 
