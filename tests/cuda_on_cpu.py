@@ -46,7 +46,7 @@ class Emulated:
         self, like: Any, file: str, expression: str, grid: tuple[int, ...], threads: int, args: Any, shared: int
     ) -> None:
         assert all(isinstance(arg, np.generic) for arg in args)
-        assert 0 < threads <= 1024
+        assert threads in range(32, 1025, 32)  # whole warps, as all lanes take part in reductions
         assert all(blocks > 0 for blocks in grid)
         assert len(grid) == 1 or grid[1] < 2**16
         assert shared <= max(SHARED_WITHOUT_ASKING, self.properties.shared_bytes)
