@@ -28,8 +28,8 @@ BACKENDS = {
     "cupy": "cupy-cuda12x,bench",
 }
 TOOLS = ("pytest", "pytest-benchmark", "pytest-xdist", "hypothesis", "mpmath")
-# Beside the extras: schedulers and libraries that tests alone need.
-MORE = {"dask": ("distributed",)}
+# Beside the extras: schedulers, compilers and libraries that tests alone need.
+MORE = {"dask": ("distributed",), "cupy": ("nvidia-cuda-nvrtc-cu12",)}
 STRANGERS = ("sparse", "ndonnx")
 
 

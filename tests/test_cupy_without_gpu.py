@@ -5,11 +5,15 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+import types
+from typing import Any
 
 import numpy as np
 import pytest
 
 pytest.importorskip("cupy", reason="cupy is not installed")
+
+from portable_ops_backends.cuda import availability, launching
 
 import portable_ops as po
 from portable_ops.backend import load
@@ -42,10 +46,78 @@ def test_devices_are_told_apart_from_none() -> None:
 
 
 def test_kernels_decline_by_dtype() -> None:
-    (kernel,) = BACKEND.kernels["sigmoid"]
-    assert kernel.why_not(np.zeros(1, np.float32)) is None
-    assert kernel.why_not(np.zeros(1, np.float16)) == "cupyx computes float16 otherwise"
-    assert kernel.why_not(np.zeros(1, np.int64)) == "cupyx computes int64 otherwise"
+    own, cupyx = BACKEND.kernels["sigmoid"]
+    for dtype in (np.float16, np.float32, np.float64):
+        assert own.why_not(np.zeros(1, dtype)) is None
+    assert own.why_not(np.zeros(1, np.int64)) == "int64 is converted first"
+    assert own.why_not(np.zeros(0, np.float32)) == "size 0"
+    assert cupyx.why_not(np.zeros(1, np.float32)) is None
+    assert cupyx.why_not(np.zeros(1, np.float16)) == "cupyx computes float16 otherwise"
+
+
+def test_kernels_decline_by_shape() -> None:
+    (softmax,), (dice,) = BACKEND.kernels["softmax"], BACKEND.kernels["dice_coefficient"]
+    x = np.zeros((3, 2**15), np.float32)
+    assert softmax.why_not(x, axis=0) is None
+    assert softmax.why_not(x) == "fewer than 64 rows of more than 16384 elements"
+    assert softmax.why_not(x, axis=None) == "the kernel takes one axis"
+    assert softmax.why_not(x, where=x > 0) == "the kernel has no where="
+    assert dice.why_not(x, x) is None
+    assert dice.why_not(x, x, axis=0) == "what is summed does not lie in one piece of memory"
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "layout"),
+    [
+        ((2, 3, 4, 5), (0, 2, 3), (2, 3, 20)),
+        ((2, 3, 4, 5), (2, 3), (1, 6, 20)),
+        ((2, 3, 4, 5), (0, 1, 2, 3), (1, 1, 120)),
+        ((1, 3, 1, 5), (0, 2, 3), (1, 3, 5)),
+        ((2, 3, 4, 5), (1, 2), None),
+        ((2, 3, 4, 5), (1, 3), None),
+        ((2, 3, 4, 5, 6), (0, 2, 4), None),
+        ((2, 3), (), None),
+        ((1, 1), (0,), None),
+    ],
+)
+def test_sums_are_told_from_shapes(shape: tuple[int, ...], axes: tuple[int, ...], layout: Any) -> None:
+    assert availability.layout_of_sums(shape, axes) == layout
+
+
+def test_attention_goes_by_torch_only_where_torch_is_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    by_torch, by_cublas = BACKEND.kernels["scaled_dot_product_attention"]
+    small, large = np.zeros((1, 2, 8, 4), np.float32), np.zeros((1, 2, 2048, 8), np.float32)
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    assert by_torch.why_not(small, small, small) == "torch is not imported"
+    for available in (False, True):  # which is all that is asked of torch
+        torch = types.ModuleType("torch")
+        monkeypatch.setattr(torch, "cuda", types.SimpleNamespace(is_available=lambda a=available: a), raising=False)
+        monkeypatch.setitem(sys.modules, "torch", torch)
+        reason = by_torch.why_not(small, small, small)
+        assert reason == (None if available else "this torch has no CUDA")
+    assert by_torch.why_not(small, small, small, is_causal=True) is None
+    assert by_torch.why_not(large, large, large) is None
+    assert by_torch.why_not(large[0], large[0], large[0]) is None
+    assert by_torch.why_not(small[None], small[None], small[None]) == "torch's kernels take four axes"
+    for x in (large.astype(np.float64), large[..., :3]):
+        assert "torch would hold all weights" in by_torch.why_not(x, x, x)
+        assert by_cublas.why_not(x, x, x) is None
+    assert by_cublas.why_not(small, small, small, is_causal=True) == "a mask must keep out what is not finite"
+
+
+@pytest.mark.parametrize("address", [0, 16])
+def test_streams_of_others_are_taken_without_a_warning(address: int) -> None:
+    assert launching.stream_at(address).ptr == address
+
+
+def test_the_script_for_a_gpu_says_that_there_is_none() -> None:
+    pytest.importorskip("skimage", reason="the extra bench is not installed")
+    if BACKEND.devices():
+        pytest.skip("this machine has a GPU")
+    command = [sys.executable, "-m", "portable_ops_bench.gpu"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "no CUDA device on this machine, or no CuPy: nothing was measured\n"
 
 
 def test_the_namespace_has_what_the_definitions_use() -> None:

@@ -1,14 +1,17 @@
-"""CuPy: its `bincount`, and what `cupyx` offers."""
+"""CuPy: CUDA kernels of our own, its `bincount`, what `cupyx` offers, and torch's attention where torch is at work, too."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from portable_ops.backend import Backend, Kernel, always
+from portable_ops_backends.cuda import availability
 
 
 def _cupy() -> Any:
@@ -71,13 +74,57 @@ def why_not_floating(x: Any, /) -> str | None:
     return None if x.dtype in (np.float32, np.float64) else f"cupyx computes {x.dtype} otherwise"
 
 
-def _cupyx(function: str) -> tuple[Kernel, ...]:
-    return (Kernel(name="cupyx", function=f"portable_ops_backends.native.cupy:{function}", why_not=why_not_floating),)
+@cache
+def _has_cuda(torch: Any) -> bool:
+    # Asked once: it looks for devices every time.
+    return bool(torch.cuda.is_available())
 
 
-def _bincount(function: str) -> tuple[Kernel, ...]:
-    return (Kernel(name="bincount", function=f"portable_ops_backends.native.bincount:{function}", why_not=always),)
+def why_not_torch_attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    /,
+    *,
+    mask: Any = None,
+    bias: Any = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    rng: Any = None,
+    enable_gqa: bool = False,
+) -> str | None:
+    """torch's attention serves where torch is imported already: importing it takes seconds, and memory on the device."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return "torch is not imported"
+    if not _has_cuda(torch):
+        return "this torch has no CUDA"
+    if dropout_p:
+        return "torch's dropout takes no generator"
+    if 0 in query.shape or 0 in key.shape or 0 in value.shape:
+        return "size 0"
+    if query.ndim > 4:
+        return "torch's kernels take four axes"
+    if query.dtype not in (np.float16, np.float32, np.float64):
+        return f"{query.dtype} is converted first"
+    return availability.why_not_fused_attention(query, value, key.shape[-2], ndim=4, enable_gqa=enable_gqa)
 
+
+def _cuda(
+    module: str, function: str, why_not: Callable[..., str | None], *others: tuple[str, str, Callable[..., str | None]]
+) -> tuple[Kernel, ...]:
+    """A kernel of our own, then others: pairs of name and module that have the same function."""
+    path = f"portable_ops_backends.cuda.{module}:{function}"
+    kernels = [Kernel(name="cuda", function=path, why_not=why_not)]
+    for name, place, asked in others:
+        path = f"portable_ops_backends.native.{place}:{function}"
+        kernels.append(Kernel(name=name, function=path, why_not=asked))
+    return tuple(kernels)
+
+
+_CUPYX = ("cupyx", "cupy", why_not_floating)
+_BINCOUNT = ("bincount", "bincount", always)
 
 backend = Backend(
     name="cupy",
@@ -95,10 +142,27 @@ backend = Backend(
     uniform=uniform,
     dtypes=("float16", "float32", "float64"),
     kernels={
-        "sigmoid": _cupyx("sigmoid"),
-        # Not log_softmax: cupyx makes -inf, not nan, of the finite entries of a row that holds +inf.
-        "log_sigmoid": _cupyx("log_sigmoid"),
-        "confusion_matrix": _bincount("confusion_matrix"),
-        "intersection_and_union": _bincount("intersection_and_union"),
+        "softmax": _cuda("activations", "softmax", availability.why_not_softmax),
+        "log_softmax": _cuda("activations", "log_softmax", availability.why_not_softmax),
+        "logsumexp": _cuda("activations", "logsumexp", availability.why_not_logsumexp),
+        "sigmoid": _cuda("activations", "sigmoid", availability.why_not_elementwise, _CUPYX),
+        # Not cupyx's log_softmax: it makes -inf, not nan, of the finite entries of a row that holds +inf.
+        "log_sigmoid": _cuda("activations", "log_sigmoid", availability.why_not_elementwise, _CUPYX),
+        "cross_entropy": _cuda("losses", "cross_entropy", availability.why_not_cross_entropy),
+        "dice_coefficient": _cuda("losses", "dice_coefficient", availability.why_not_dice),
+        "scaled_dot_product_attention": (
+            Kernel(
+                name="torch",
+                function="portable_ops_backends.native.cupy_by_torch:scaled_dot_product_attention",
+                why_not=why_not_torch_attention,
+            ),
+            Kernel(
+                name="cublas",
+                function="portable_ops_backends.cuda.attention:scaled_dot_product_attention",
+                why_not=availability.why_not_blocks,
+            ),
+        ),
+        "confusion_matrix": _cuda("counting", "confusion_matrix", availability.why_not_counting, _BINCOUNT),
+        "intersection_and_union": _cuda("counting", "intersection_and_union", availability.why_not_counting, _BINCOUNT),
     },
 )

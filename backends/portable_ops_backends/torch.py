@@ -12,6 +12,7 @@ import numpy as np
 from portable_ops.backend import Backend, Kernel, always
 from portable_ops.routes import kind_of
 from portable_ops_backends.cpu import availability
+from portable_ops_backends.cuda import availability as on_cuda
 
 
 def _torch() -> Any:
@@ -187,6 +188,10 @@ def why_not_attention(
         return "torch's dropout takes no generator"
     if 0 in query.shape or 0 in key.shape or 0 in value.shape:
         return "size 0"
+    if query.is_cuda:
+        reason = on_cuda.why_not_fused_attention(query, value, key.shape[-2], ndim=query.ndim, enable_gqa=enable_gqa)
+        if reason is not None:
+            return reason
     masked = mask is not None or is_causal
     # A sum is not finite if a term is not, and it needs no temporary; its own overflow only costs the kernel.
     if masked and on_host(key) and is_concrete(key) and not bool((query.sum() + key.sum() + value.sum()).isfinite()):
@@ -210,6 +215,17 @@ def why_not_numba(
     if not on_host(pred):
         return f"on {pred.device}, not on the host"
     return availability.why_not_counting(pred, target, num_classes, ignore_index=ignore_index, validate=validate)
+
+
+def why_not_cuda(
+    pred: Any, target: Any, /, num_classes: int, *, ignore_index: int | None = None, validate: bool | None = None
+) -> str | None:
+    """CUDA kernels read the memory of a GPU, and CuPy launches them."""
+    if not pred.is_cuda:
+        return f"on {pred.device}, not on a CUDA device"
+    if not (is_concrete(pred) and is_concrete(target)):
+        return "traced: the kernel needs memory"
+    return on_cuda.why_not_counting(pred, target, num_classes, ignore_index=ignore_index, validate=validate)
 
 
 def _why_not_memory(*tensors: Any) -> str | None:
@@ -287,6 +303,7 @@ def _native(function: str, why_not: Callable[..., str | None]) -> tuple[Kernel, 
 def _counting(function: str) -> tuple[Kernel, ...]:
     return (
         _numba("torch_counting", function, why_not_numba),
+        Kernel(name="cuda", function=f"portable_ops_backends.cuda.counting:{function}", why_not=why_not_cuda),
         Kernel(name="bincount", function=f"portable_ops_backends.native.bincount:{function}", why_not=why_not_bincount),
         Kernel(
             name="scatter_add",

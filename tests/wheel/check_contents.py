@@ -12,7 +12,10 @@ top = {name.partition("/")[0] for name in names}
 packages = {name for name in top if not name.endswith(".dist-info")}
 if packages != EXPECTED:
     sys.exit(f"top level of the wheel: got {sorted(packages)}; expected {sorted(EXPECTED)}")
-missing = {f"{package}/py.typed" for package in EXPECTED} - set(names)
+# What is no Python, but read at run time.
+NEEDED = {f"{package}/py.typed" for package in EXPECTED}
+NEEDED |= {f"portable_ops_backends/cuda/{name}" for name in ("common.cuh", "counting.cu", "softmax.cu", "losses.cu")}
+missing = NEEDED - set(names)
 if missing:
     sys.exit(f"not in the wheel: {sorted(missing)}")
 strays = [name for name in names if name.endswith((".nbi", ".nbc", ".pyc")) or "/tests/" in name]

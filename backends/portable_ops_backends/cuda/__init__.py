@@ -1,0 +1,1 @@
+"""CUDA kernels, shared by everything that lives in the memory of an NVIDIA GPU."""
