@@ -178,6 +178,7 @@ def kernels_of_any_size() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(availability, "SMALLEST", 1)
+        patch.setattr(availability, "SMALLEST_ATTENTION", 1)
         patch.setattr(availability, "SHORTEST_SUM", 1)
         patch.setattr(threads, "worker_count", lambda: 3)
         patch.setattr(dice, "PIECE", 32)

@@ -77,6 +77,9 @@ backend = Backend(
         "log_sigmoid": (_numba("sigmoid", "log_sigmoid", availability.why_not_elementwise),),
         "cross_entropy": (_numba("cross_entropy", "cross_entropy", availability.why_not_cross_entropy),),
         "dice_coefficient": (_numba("dice", "dice_coefficient", availability.why_not_dice),),
+        "scaled_dot_product_attention": (
+            _numba("attention", "scaled_dot_product_attention", availability.why_not_attention),
+        ),
         "confusion_matrix": _counting("confusion_matrix"),
         "intersection_and_union": _counting("intersection_and_union"),
     },

@@ -18,6 +18,9 @@ SHORTEST_SUM = 64
 SMALLEST = 2**16
 """Elements from which on a kernel is worth loading. With fewer, `bincount` takes less than a millisecond."""
 
+SMALLEST_ATTENTION = 2**17
+"""Weights from which on attention in blocks is worth loading a kernel."""
+
 MOST_CLASSES = 2**13
 """Beyond, a kernel's private counters for every thread would outweigh the pairs counted."""
 
@@ -102,6 +105,38 @@ def why_not_dice(
         return "float16 beside bfloat16"
     # The innermost axes of memory that are summed over make the rows of which the kernel needs long ones.
     return None if innermost_size(pred, axis) >= SHORTEST_SUM else "what is summed does not lie in one piece of memory"
+
+
+def why_not_attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    /,
+    *,
+    mask: Any = None,
+    bias: Any = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    rng: Any = None,
+    enable_gqa: bool = False,
+) -> str | None:
+    """Reason not to attend with Numba."""
+    if math.prod(query.shape[:-1]) * key.shape[-2] < SMALLEST_ATTENTION:
+        return f"fewer than {SMALLEST_ATTENTION} weights"
+    if not is_numba_installed():
+        return "numba is not installed"
+    if dropout_p:
+        return "the kernel has no dropout"
+    if 0 in query.shape or 0 in key.shape or 0 in value.shape:
+        return "size 0"
+    name = dtype_name(query.dtype)
+    if name not in FLOATS:
+        return f"{name} has no kernel"
+    # A sum is not finite if a term is not; its own overflow only costs the kernel.
+    if (mask is not None or is_causal) and not math.isfinite(float(value.sum(dtype="float64"))):
+        return "a value that is not finite would leak through the mask"
+    return None
 
 
 def innermost_size(x: Any, axis: Any) -> int:
