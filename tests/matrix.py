@@ -174,15 +174,17 @@ def strictest() -> Iterator[None]:
 @contextmanager
 def kernels_of_any_size() -> Iterator[None]:
     """The Numba kernels serve arrays however small, in several threads."""
-    from portable_ops_backends.cpu import availability, cross_entropy, dice, sigmoid, softmax, threads
+    from portable_ops_backends.cpu import availability, binary_cross_entropy, cross_entropy, dice, sigmoid, softmax, threads
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(availability, "SMALLEST", 1)
         patch.setattr(availability, "SMALLEST_ATTENTION", 1)
+        patch.setattr(availability, "SMALLEST_BESIDE_TORCH", dict.fromkeys(availability.SMALLEST_BESIDE_TORCH, 1))
         patch.setattr(availability, "SHORTEST_SUM", 1)
         patch.setattr(threads, "worker_count", lambda: 3)
         patch.setattr(dice, "PIECE", 32)
-        for module in (cross_entropy, sigmoid, softmax):
+        patch.setattr(dice, "SMALLEST_PART", 1)
+        for module in (binary_cross_entropy, cross_entropy, sigmoid, softmax):
             patch.setattr(module, "SMALLEST_PART", 1)
         for module in (cross_entropy, softmax):  # some of the tests' rows are longer, some shorter
             patch.setattr(module, "SHORTEST_ROW", 4)

@@ -235,7 +235,7 @@ WHERE = (
     + """
 count()
 print(counting.__file__)
-print(counting._count_bytes.stats.cache_path)
+print(counting._count.stats.cache_path)
 """
 )
 

@@ -76,6 +76,9 @@ backend = Backend(
         "sigmoid": (_numba("sigmoid", "sigmoid", availability.why_not_elementwise),),
         "log_sigmoid": (_numba("sigmoid", "log_sigmoid", availability.why_not_elementwise),),
         "cross_entropy": (_numba("cross_entropy", "cross_entropy", availability.why_not_cross_entropy),),
+        "binary_cross_entropy": (
+            _numba("binary_cross_entropy", "binary_cross_entropy", availability.why_not_binary_cross_entropy),
+        ),
         "dice_coefficient": (_numba("dice", "dice_coefficient", availability.why_not_dice),),
         "scaled_dot_product_attention": (
             _numba("attention", "scaled_dot_product_attention", availability.why_not_attention),

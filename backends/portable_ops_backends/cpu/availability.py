@@ -18,6 +18,18 @@ SHORTEST_SUM = 64
 SMALLEST = 2**16
 """Elements from which on a kernel is worth loading. With fewer, `bincount` takes less than a millisecond."""
 
+SMALLEST_BESIDE_TORCH = {
+    "softmax": 2**22,
+    "log_softmax": 2**22,
+    "logsumexp": 2**21,
+    "sigmoid": 2**22,
+    "log_sigmoid": 2**21,
+    "cross_entropy": 2**19,
+    "binary_cross_entropy": 2**16,
+    "dice_coefficient": 2**20,
+}
+"""Elements of a torch tensor from which on: with fewer, torch's own functions are faster, and the definition of Dice is."""
+
 SMALLEST_ATTENTION = 2**17
 """Weights from which on attention in blocks is worth loading a kernel."""
 
@@ -88,6 +100,30 @@ def why_not_cross_entropy(
     if reason is None and not from_logits:
         return "the kernel takes logits"
     return "the kernel takes class indices" if reason is None and target.ndim == logits.ndim else reason
+
+
+def why_not_binary_cross_entropy(
+    logits: Any,
+    target: Any,
+    /,
+    *,
+    weight: Any = None,
+    pos_weight: Any = None,
+    ignore_index: int | None = None,
+    reduction: str = "mean",
+    from_logits: bool = True,
+    eps: float | None = None,
+) -> str | None:
+    """Reason not to compute a binary cross-entropy with Numba."""
+    reason = _why_not_floating(logits)
+    if reason is not None:
+        return reason
+    if not from_logits:
+        return "the kernel takes logits"
+    if weight is not None or pos_weight is not None:
+        return "the kernel has no weights"
+    name = dtype_name(target.dtype)
+    return None if name in LABELS or name == dtype_name(logits.dtype) else f"{name} beside {dtype_name(logits.dtype)}"
 
 
 def why_not_dice(
