@@ -1,5 +1,8 @@
 """Softmax, losses, Dice, mean IoU and attention: written once against the array API standard, run on any array."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from portable_ops._version import __version__
 from portable_ops.activations import log_sigmoid, log_softmax, logsumexp, sigmoid, softmax
 from portable_ops.attention import scaled_dot_product_attention
@@ -8,10 +11,7 @@ from portable_ops.counting import Areas
 from portable_ops.dispatch import explain, standard_only
 from portable_ops.focal import focal_loss
 from portable_ops.losses import binary_cross_entropy, cross_entropy
-from portable_ops.multihead import MultiHeadAttention
 from portable_ops.overlap import dice_loss
-from portable_ops.results import SegmentationResult
-from portable_ops.scores import SegmentationScores
 from portable_ops.segmentation import (
     class_iou,
     confusion_matrix,
@@ -19,8 +19,13 @@ from portable_ops.segmentation import (
     intersection_and_union,
     mean_iou,
 )
-from portable_ops.soft_scores import StreamingCrossEntropy, StreamingDice
 from portable_ops.tversky import jaccard_loss, tversky_loss
+
+if TYPE_CHECKING:
+    from portable_ops.multihead import MultiHeadAttention
+    from portable_ops.results import SegmentationResult
+    from portable_ops.scores import SegmentationScores
+    from portable_ops.soft_scores import StreamingCrossEntropy, StreamingDice
 
 __all__ = [
     "Areas",
@@ -54,3 +59,23 @@ __all__ = [
     "standard_only",
     "tversky_loss",
 ]
+
+# The classes need more of the standard library than the functions, and are imported when first asked for.
+_CLASSES = {
+    "MultiHeadAttention": "portable_ops.multihead",
+    "SegmentationResult": "portable_ops.results",
+    "SegmentationScores": "portable_ops.scores",
+    "StreamingCrossEntropy": "portable_ops.soft_scores",
+    "StreamingDice": "portable_ops.soft_scores",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _CLASSES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_CLASSES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

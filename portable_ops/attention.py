@@ -39,13 +39,13 @@ def _check_attention(
     rng: Any = None,
     enable_gqa: bool = False,
 ) -> None:
-    for name, array in (("query", query), ("key", key), ("value", value)):
+    q, k, v = tuple(query.shape), tuple(key.shape), tuple(value.shape)
+    for name, array, shape in (("query", query, q), ("key", key, k), ("value", value, v)):
         require_real(name, array)
-        if array.ndim < 2:
-            raise ValueError(complaint(name, f"shape {tuple(array.shape)}", "shape (..., heads, tokens, dim)"))
+        if len(shape) < 2:
+            raise ValueError(complaint(name, f"shape {shape}", "shape (..., heads, tokens, dim)"))
     require_flag("is_causal", is_causal)
     require_flag("enable_gqa", enable_gqa)
-    q, k, v = tuple(query.shape), tuple(key.shape), tuple(value.shape)
     if k[-1] != q[-1]:
         raise ValueError(complaint("key", f"shape {k}", f"the dim of query, {q[-1]}, as the last axis"))
     if v[:-1] != k[:-1]:
@@ -59,13 +59,12 @@ def _check_attention(
     elif k[:-2] != q[:-2]:
         wanted = f"the leading axes of query, {q[:-2]} (enable_gqa=True shares heads)"
         raise ValueError(complaint("key", f"shape {k}", wanted))
-    weights = (*q[:-1], k[-2])
     if mask is not None:
         require_bool("mask", mask)
-        require_broadcastable("mask", mask, "the attention weights", weights)
+        require_broadcastable("mask", mask, "the attention weights", (*q[:-1], k[-2]))
     if bias is not None:
         require_floating("bias", bias)
-        require_broadcastable("bias", bias, "the attention weights", weights)
+        require_broadcastable("bias", bias, "the attention weights", (*q[:-1], k[-2]))
     if scale is not None:
         require_number("scale", scale)
     require_number("dropout_p", dropout_p, minimum=0.0, below=1.0)

@@ -11,13 +11,13 @@ met.
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
-from importlib import metadata
 from importlib.util import find_spec
 from types import MappingProxyType
 from typing import Any
@@ -43,6 +43,8 @@ class Kernel:
     why_not : callable
         Takes the call's arguments; returns None if the kernel serves this call, else the reason in a few words. It must
         be cheap: dispatch asks it on every call.
+    smallest : int
+        Elements of the first array (`Backend.size_of`) from which on the kernel is worth asking, or loading.
     traceable : bool
         Whether the kernel may serve traced calls. Such kernels are imported with the backend, as nothing can be
         imported while a compiler traces.
@@ -51,6 +53,7 @@ class Kernel:
     name: str
     function: str
     why_not: Callable[..., str | None]
+    smallest: int = 0
     traceable: bool = False
 
 
@@ -89,6 +92,8 @@ class Backend:
         ``(array)``: False for tracers, fake and lazy arrays, whose values do not exist.
     on_host : callable
         ``(array)``: whether the values lie in memory that the CPU reads without a transfer.
+    size_of : callable
+        ``(array)``: the number of elements, or, where a trace would be tied to it, one larger than any.
     synchronize : callable
         ``(*arrays)``: return once the arrays' values are there, which computes lazy ones. Timers call it.
     rng, uniform : callable
@@ -139,6 +144,7 @@ class Backend:
     allowing: Callable[[str], AbstractContextManager[Any]] = lambda dtype: nullcontext()
     is_concrete: Callable[[Array], bool] = lambda array: True
     on_host: Callable[[Array], bool] = lambda array: True
+    size_of: Callable[[Array], int] = lambda array: math.prod(array.shape)
     synchronize: Callable[..., None] = lambda *arrays: None
     rng: Callable[..., Any] | None = None
     uniform: Callable[..., Array] | None = None
@@ -171,6 +177,8 @@ def registered_backends() -> Mapping[str, Backend]:
 
     A backend that cannot be loaded is left out with a warning: a stranger's broken package must not take NumPy down.
     """
+    from importlib import metadata  # which takes a third of the time that NumPy takes to import
+
     found: dict[str, Backend] = {}
     for entry in metadata.entry_points(group=ENTRY_POINT_GROUP):
         try:

@@ -65,7 +65,7 @@ def require_known_sizes(argument: str, array: Array) -> None:
 
 def require_same_shape(argument: str, array: Array, other: str, like: Array) -> None:
     """Raise ValueError unless two arrays have one shape."""
-    if tuple(array.shape) != tuple(like.shape):
+    if array.shape != like.shape and tuple(array.shape) != tuple(like.shape):
         require_known_sizes(argument, array)
         require_known_sizes(other, like)
         raise ValueError(
@@ -105,6 +105,8 @@ def require_number(
     below: float = float("inf"),
 ) -> None:
     """Raise unless the value is a Python number with minimum <= value <= maximum and value < below."""
+    if type(value) is float and minimum <= value <= maximum and value < below:
+        return
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(complaint(argument, repr(value), "a number"))
     if not (minimum <= value <= maximum) or (below != float("inf") and not value < below):
@@ -116,6 +118,8 @@ def require_number(
 
 def require_integer(argument: str, value: Any, *, minimum: int | None = None) -> int:
     """The value as an int; raise TypeError or ValueError unless it is an integer of at least `minimum`."""
+    if type(value) is int and (minimum is None or value >= minimum):
+        return value
     if isinstance(value, bool):
         raise TypeError(complaint(argument, repr(value), "an integer"))
     try:

@@ -65,6 +65,8 @@ class _Mode(threading.local):
 
 
 _mode = _Mode()
+# Whether any thread has ever asked for the definitions: until then no call need look at its own thread's mode.
+_was_used = False
 
 
 @contextmanager
@@ -78,6 +80,8 @@ def standard_only() -> Iterator[None]:
     ...     print(po.explain(po.sigmoid, np.zeros(3)).chosen)
     definition
     """
+    global _was_used
+    _was_used = True
     before = _mode.standard_only
     _mode.standard_only = True
     try:
@@ -111,11 +115,11 @@ def operation(
         op = _register(definition, check, keyword_arrays, differentiable=differentiable, public=public)
         name, count, keywords = op.name, len(op.arrays), op.keyword_arrays
 
-        @functools.wraps(definition)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            route = None
             if args:
                 meet(type(args[0]))
-            route = ROUTES.get(type(args[0])) if args else None
+                route = ROUTES.get(type(args[0]))
             # Most calls are of arrays alone, where half a microsecond of looking at options would show.
             if (
                 route is None
@@ -127,18 +131,38 @@ def operation(
                 check(route.xp, *args, **kwargs)
             except TypeError as error:
                 raise _call_error(op, error, args, kwargs) from None
-            if not _mode.standard_only:
-                for kernel in route.backend.kernels.get(name, ()):
+            if not (_was_used and _mode.standard_only):
+                backend = route.backend
+                for kernel in backend.kernels.get(name, ()):
+                    if kernel.smallest and backend.size_of(args[0]) < kernel.smallest:
+                        continue
                     if kernel.why_not(*args, **kwargs) is None:
-                        if kernel.function not in KERNELS:
-                            load_kernel(kernel.function)
-                        return KERNELS[kernel.function](*args, **kwargs)
+                        return (KERNELS.get(kernel.function) or load_kernel(kernel.function))(*args, **kwargs)
             if not route.has_adapter:
                 return _defined_for_stranger(op, route, args, kwargs)
             return definition(route.xp, *args, **kwargs)
 
-        call.__signature__ = op.signature  # type: ignore[attr-defined]
-        return call
+        def call_of_one(*args: P.args, **kwargs: P.kwargs) -> R:
+            # The same steps for one array without options, where to pass *args and **kwargs on would take half the time.
+            if len(args) != 1 or kwargs or (_was_used and _mode.standard_only):
+                return call(*args, **kwargs)
+            (x,) = args
+            meet(type(x))
+            route = ROUTES.get(type(x))
+            if route is None or not route.has_adapter:
+                return call(*args)
+            check(route.xp, x)
+            backend = route.backend
+            for kernel in backend.kernels.get(name, ()):
+                if kernel.smallest and backend.size_of(x) < kernel.smallest:
+                    continue
+                if kernel.why_not(x) is None:
+                    return (KERNELS.get(kernel.function) or load_kernel(kernel.function))(x)
+            return definition(route.xp, x)
+
+        function = functools.wraps(definition)(call_of_one if count == 1 else call)
+        function.__signature__ = op.signature  # type: ignore[attr-defined]
+        return function
 
     return decorate
 
@@ -216,14 +240,15 @@ def _is_joined(
             return False
         if not route.one_device and _devices_apart(route, args[0], array):
             return False
-    for name in keywords:
-        array = kwargs.get(name)
-        if array is None:
-            continue
-        if ROUTES.get(type(array)) is not route:
-            return False
-        if not route.one_device and _devices_apart(route, args[0], array):
-            return False
+    if kwargs:
+        for name in keywords:
+            array = kwargs.get(name)
+            if array is None:
+                continue
+            if ROUTES.get(type(array)) is not route:
+                return False
+            if not route.one_device and _devices_apart(route, args[0], array):
+                return False
     return True
 
 
@@ -358,7 +383,12 @@ def explain(op: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Expla
     declined: list[tuple[str, str]] = []
     kernels: tuple[Kernel, ...] = route.backend.kernels.get(name, ())
     for kernel in kernels:
-        reason = "standard_only() is in force" if _mode.standard_only else kernel.why_not(*args, **kwargs)
+        if _mode.standard_only:
+            reason: str | None = "standard_only() is in force"
+        elif route.backend.size_of(args[0]) < kernel.smallest:
+            reason = f"fewer than {kernel.smallest} elements"
+        else:
+            reason = kernel.why_not(*args, **kwargs)
         if reason is None:
             return Explanation(name, route.backend.name, kernel.name, tuple(declined))
         declined.append((kernel.name, reason))

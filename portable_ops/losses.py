@@ -55,18 +55,20 @@ def _check_cross_entropy(
     require_real("target", target)
     axis = class_axis_of(class_axis, logits)
     indices = holds_indices(logits, target, axis)
-    require_class_weight(weight, logits.shape[axis])
-    _require_ignorable(ignore_index, indices)
+    if weight is not None:
+        require_class_weight(weight, logits.shape[axis])
+    if ignore_index is not None:
+        _require_ignorable(ignore_index, indices)
     require_number("label_smoothing", label_smoothing, minimum=0.0, maximum=1.0)
     require_choice("reduction", reduction, REDUCTIONS)
-    _require_eps(eps, from_logits)
+    if from_logits is not True or eps is not None:
+        _require_eps(eps, from_logits)
 
 
-def _require_ignorable(ignore_index: int | None, indices: bool) -> None:
-    if ignore_index is not None:
-        require_integer("ignore_index", ignore_index)
-        if not indices:
-            raise ValueError(complaint("ignore_index", ignore_index, "None, unless target holds class indices"))
+def _require_ignorable(ignore_index: int, indices: bool) -> None:
+    require_integer("ignore_index", ignore_index)
+    if not indices:
+        raise ValueError(complaint("ignore_index", ignore_index, "None, unless target holds class indices"))
 
 
 @operation(_check_cross_entropy, keyword_arrays=("weight",))
@@ -197,13 +199,16 @@ def _check_binary_cross_entropy(
     require_real("logits", logits)
     require_real("target", target)
     require_same_shape("target", target, "logits", logits)
-    for name, array in (("weight", weight), ("pos_weight", pos_weight)):
-        if array is not None:
-            require_real(name, array)
-            require_broadcastable(name, array, "logits", logits.shape)
-    require_mask_ignorable(ignore_index)
+    if weight is not None or pos_weight is not None:
+        for name, array in (("weight", weight), ("pos_weight", pos_weight)):
+            if array is not None:
+                require_real(name, array)
+                require_broadcastable(name, array, "logits", logits.shape)
+    if ignore_index is not None:
+        require_mask_ignorable(ignore_index)
     require_choice("reduction", reduction, REDUCTIONS)
-    _require_eps(eps, from_logits)
+    if from_logits is not True or eps is not None:
+        _require_eps(eps, from_logits)
 
 
 @operation(_check_binary_cross_entropy, keyword_arrays=("weight", "pos_weight"))

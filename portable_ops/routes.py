@@ -93,9 +93,11 @@ def meet(cls: type) -> None:
 meet._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def load_kernel(path: str) -> None:
+def load_kernel(path: str) -> Callable[..., Any]:
     """Import a kernel."""
-    KERNELS[path] = load(path)
+    function: Callable[..., Any] = load(path)
+    KERNELS[path] = function
+    return function
 
 
 def route_of_backend(backend: Backend) -> Route:

@@ -49,7 +49,7 @@ def _check_dice(
 
 def require_number_or_nan(argument: str, value: object) -> None:
     """Raise TypeError unless the value is a number; nan is one."""
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, Real)):
         raise TypeError(complaint(argument, repr(value), "a number, which may be nan"))
 
 
@@ -136,7 +136,8 @@ def _check_counts(
     require_integer("num_classes", num_classes, minimum=1)
     if ignore_index is not None:
         require_integer("ignore_index", ignore_index)
-    require_choice("validate", validate, (None, True, False))
+    if validate is not None:
+        require_choice("validate", validate, (None, True, False))
 
 
 @operation(_check_counts, differentiable=False)
@@ -240,7 +241,7 @@ def intersection_and_union(
     return count_areas(xp, pred, target, num_classes, ignore_index, validate, sorted_histogram)
 
 
-def _divided(intersection: Array, union: Array, absent: float) -> Array:
+def divided(intersection: Array, union: Array, absent: float) -> Array:
     """Intersection over union, `absent` where the union is empty."""
     route = route_of(intersection)
     assert route is not None
@@ -307,7 +308,7 @@ def class_iou(
     """
     require_number_or_nan("absent", absent)
     areas = intersection_and_union(pred, target, num_classes, ignore_index=ignore_index, validate=validate)
-    return _of_areas(partial(_divided, absent=float(absent)), areas, (num_classes,))
+    return _of_areas(partial(divided, absent=float(absent)), areas, (num_classes,))
 
 
 @composed(intersection_and_union)
@@ -383,7 +384,7 @@ def mean_of_areas(intersection: Array, union: Array, first: int, absent: Any) ->
     route = route_of(intersection)
     assert route is not None
     xp = route.xp
-    iou = _divided(intersection, union, 0.0 if absent == "skip" else absent)
+    iou = divided(intersection, union, 0.0 if absent == "skip" else absent)
     if absent != "skip":
         return xp.mean(iou) if iou.shape[0] else xp.full((), math.nan, dtype=iou.dtype, device=device_of(iou))
     present = xp.astype(count_true(xp, union != 0), iou.dtype)

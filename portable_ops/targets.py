@@ -20,9 +20,9 @@ def holds_indices(logits: Array, target: Array, axis: int, name: str = "logits")
     """Whether `target` holds class indices; if not, it has one value per class. Raises for any other shape."""
     shape = tuple(logits.shape)
     given = tuple(target.shape)
-    without = shape[:axis] + shape[axis + 1 :]
     if given == shape:
         return False
+    without = shape[:axis] + shape[axis + 1 :]
     if given != without:
         require_known_sizes("target", target)
         require_known_sizes(name, logits)
@@ -33,7 +33,8 @@ def holds_indices(logits: Array, target: Array, axis: int, name: str = "logits")
                 f"{without} (class indices) or {shape} (one value per class) for {name} of shape {shape}",
             )
         )
-    if kind_of(target) not in ("integer", "bool"):
+    kind = kind_of(target)
+    if kind != "integer" and kind != "bool":
         raise TypeError(complaint("target", f"dtype {target.dtype}", "an integer dtype, for class indices"))
     return True
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from portable_ops.backend import Backend, Kernel, always
-from portable_ops_backends.cpu.availability import why_not_counting
+from portable_ops_backends.cpu.availability import SMALLEST, why_not_counting
 
 
 def _jax() -> Any:
@@ -174,7 +174,12 @@ def _compiled(function: str) -> tuple[Kernel, ...]:
 
 def _counting(function: str) -> tuple[Kernel, ...]:
     return (
-        Kernel(name="numba", function=f"portable_ops_backends.cpu.jax_counting:{function}", why_not=why_not_numba),
+        Kernel(
+            name="numba",
+            function=f"portable_ops_backends.cpu.jax_counting:{function}",
+            why_not=why_not_numba,
+            smallest=SMALLEST,
+        ),
         Kernel(name="bincount", function=f"portable_ops_backends.native.jax:{function}", why_not=always),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -41,8 +42,11 @@ def uniform(generator: Any, shape: tuple[int, ...], dtype: Any, device: Any = No
     return generator.random(shape, dtype=drawn).astype(dtype, copy=False)
 
 
-def _numba(module: str, function: str, why_not: Callable[..., str | None]) -> Kernel:
-    return Kernel(name="numba", function=f"portable_ops_backends.cpu.{module}:{function}", why_not=why_not)
+def _numba(
+    module: str, function: str, why_not: Callable[..., str | None], smallest: int = availability.SMALLEST
+) -> Kernel:
+    path = f"portable_ops_backends.cpu.{module}:{function}"
+    return Kernel(name="numba", function=path, why_not=why_not, smallest=smallest)
 
 
 def _counting(function: str) -> tuple[Kernel, ...]:
@@ -66,6 +70,7 @@ backend = Backend(
     to_numpy=to_numpy,
     install="numpy",
     device_of=device_of,
+    size_of=attrgetter("size"),
     rng=rng,
     uniform=uniform,
     dtypes=("float16", "float32", "float64"),
@@ -81,7 +86,7 @@ backend = Backend(
         ),
         "dice_coefficient": (_numba("dice", "dice_coefficient", availability.why_not_dice),),
         "scaled_dot_product_attention": (
-            _numba("attention", "scaled_dot_product_attention", availability.why_not_attention),
+            _numba("attention", "scaled_dot_product_attention", availability.why_not_attention, smallest=0),
         ),
         "confusion_matrix": _counting("confusion_matrix"),
         "intersection_and_union": _counting("intersection_and_union"),

@@ -72,6 +72,15 @@ def on_host(array: Any) -> bool:
     return bool(array.is_cpu)
 
 
+def size_of(array: Any) -> int:
+    """The number of elements; of one that is traced, where it would become a guard, more than any has."""
+    torch = sys.modules["torch"]
+    # is_compiling() takes longer, and knows of export as well, where tensors are of other types.
+    if torch.compiler.is_dynamo_compiling() or (type(array) is not torch.Tensor and torch.compiler.is_compiling()):
+        return sys.maxsize
+    return int(array.numel())
+
+
 def synchronize(*arrays: Any) -> None:
     """Wait for the queues of the devices."""
     for array in arrays:
@@ -113,7 +122,8 @@ def grad(function: Callable[..., Any]) -> Callable[..., Any]:
     return gradient
 
 
-def _why_not_floating(x: Any) -> str | None:
+def why_not_elementwise(x: Any, /) -> str | None:
+    """torch keeps integers apart."""
     kind = kind_of(x)
     return None if kind in ("float", "half") else f"{kind} input is converted first"
 
@@ -124,20 +134,15 @@ def why_not_softmax(x: Any, /, *, axis: Any = -1, where: Any = None) -> str | No
         return "torch has no where="
     if type(axis) is not int:
         return "torch takes one axis"
-    if x.shape[axis] > 2**12 and axis not in (-1, x.ndim - 1):
+    if axis != -1 and x.shape[axis] > 2**12 and axis != x.ndim - 1:
         # Beside the last axis torch adds one after the other: 1594 ULP were seen for 2**18 numbers.
         return "torch loses digits in so long a sum"
-    return _why_not_floating(x)
+    return why_not_elementwise(x)
 
 
 def why_not_logsumexp(x: Any, /, *, axis: Any = -1, keepdims: bool = False, where: Any = None) -> str | None:
     """torch takes no mask."""
-    return "torch has no where=" if where is not None else _why_not_floating(x)
-
-
-def why_not_elementwise(x: Any, /) -> str | None:
-    """torch keeps integers apart."""
-    return _why_not_floating(x)
+    return "torch has no where=" if where is not None else why_not_elementwise(x)
 
 
 def why_not_cross_entropy(
@@ -164,7 +169,7 @@ def why_not_cross_entropy(
             return "a logit or a class probability that is not finite"
     if weight is not None and weight.requires_grad:
         return "torch has no gradient with respect to the weights"
-    return "size 0" if 0 in logits.shape else _why_not_floating(logits)
+    return "size 0" if 0 in logits.shape else why_not_elementwise(logits)
 
 
 def why_not_attention(
@@ -190,7 +195,7 @@ def why_not_attention(
     # A sum is not finite if a term is not, and it needs no temporary; its own overflow only costs the kernel.
     if masked and on_host(key) and is_concrete(key) and not bool((query.sum() + key.sum() + value.sum()).isfinite()):
         return "a query, key or value that is not finite would leak through torch's mask"
-    return _why_not_floating(query)
+    return why_not_elementwise(query)
 
 
 def why_not_bincount(
@@ -211,14 +216,11 @@ def why_not_numba(
     return availability.why_not_counting(pred, target, num_classes, ignore_index=ignore_index, validate=validate)
 
 
-def _why_not_memory(operation: str, *tensors: Any) -> str | None:
+def _why_not_memory(*tensors: Any) -> str | None:
     """Reason why a host kernel cannot read the tensors' memory, or need not look at it."""
     torch = sys.modules["torch"]
     if torch.compiler.is_compiling():
         return "traced: host kernels need values"
-    smallest = availability.SMALLEST_BESIDE_TORCH[operation]
-    if tensors[0].numel() < smallest:
-        return f"fewer than {smallest} elements"
     for x in tensors:
         if not is_concrete(x):
             return "traced: host kernels need values"
@@ -230,13 +232,13 @@ def _why_not_memory(operation: str, *tensors: Any) -> str | None:
     return "forward-mode differentiation" if torch.autograd.forward_ad._current_level >= 0 else None
 
 
-def _without_gradient(operation: str, asked: Callable[..., str | None]) -> Callable[..., str | None]:
+def _without_gradient(asked: Callable[..., str | None]) -> Callable[..., str | None]:
     """What a kernel without a gradient is asked."""
 
     @functools.wraps(asked)
     def why_not(*args: Any, **kwargs: Any) -> str | None:
         x = args[0]
-        reason = _why_not_memory(operation, x)
+        reason = _why_not_memory(x)
         if reason is not None:
             return reason
         if sys.modules["torch"].is_grad_enabled() and x.requires_grad:
@@ -259,7 +261,7 @@ def why_not_numba_binary_cross_entropy(
     eps: float | None = None,
 ) -> str | None:
     """The kernel has a gradient with respect to the logits."""
-    reason = _why_not_memory("binary_cross_entropy", logits, target)
+    reason = _why_not_memory(logits, target)
     if reason is not None:
         return reason
     if target.requires_grad and sys.modules["torch"].is_grad_enabled():
@@ -273,7 +275,7 @@ def why_not_numba_dice(
     pred: Any, target: Any, /, *, axis: Any = None, smooth: float = 0.0, absent: float = 1.0
 ) -> str | None:
     """Host kernels read memory."""
-    reason = _why_not_memory("dice_coefficient", pred, target)
+    reason = _why_not_memory(pred, target)
     return availability.why_not_dice(pred, target, axis=axis) if reason is None else reason
 
 
@@ -291,7 +293,7 @@ def why_not_numba_cross_entropy(
     eps: float | None = None,
 ) -> str | None:
     """The kernel has a gradient with respect to the logits of columns."""
-    reason = _why_not_memory("cross_entropy", *((logits, target) if weight is None else (logits, target, weight)))
+    reason = _why_not_memory(*((logits, target) if weight is None else (logits, target, weight)))
     if reason is not None:
         return reason
     torch = sys.modules["torch"]
@@ -305,11 +307,12 @@ def why_not_numba_cross_entropy(
 
 
 def _numba(module: str, function: str, why_not: Callable[..., str | None]) -> Kernel:
-    return Kernel(name="numba", function=f"portable_ops_backends.cpu.{module}:{function}", why_not=why_not)
+    path = f"portable_ops_backends.cpu.{module}:{function}"
+    return Kernel(name="numba", function=path, why_not=why_not, smallest=availability.smallest_beside_torch(function))
 
 
 def _activation(function: str, numba: Callable[..., str | None], own: Callable[..., str | None]) -> tuple[Kernel, ...]:
-    return (_numba("torch_activations", function, _without_gradient(function, numba)), *_native(function, own))
+    return (_numba("torch_activations", function, _without_gradient(numba)), *_native(function, own))
 
 
 def _native(function: str, why_not: Callable[..., str | None]) -> tuple[Kernel, ...]:
@@ -319,7 +322,7 @@ def _native(function: str, why_not: Callable[..., str | None]) -> tuple[Kernel, 
 
 def _counting(function: str) -> tuple[Kernel, ...]:
     return (
-        Kernel(name="numba", function=f"portable_ops_backends.cpu.torch_counting:{function}", why_not=why_not_numba),
+        _numba("torch_counting", function, why_not_numba),
         Kernel(name="bincount", function=f"portable_ops_backends.native.bincount:{function}", why_not=why_not_bincount),
         Kernel(
             name="scatter_add",
@@ -342,6 +345,7 @@ backend = Backend(
     to_device=to_device,
     is_concrete=is_concrete,
     on_host=on_host,
+    size_of=size_of,
     synchronize=synchronize,
     rng=rng,
     uniform=uniform,
@@ -359,9 +363,7 @@ backend = Backend(
             _numba("torch_losses", "cross_entropy", why_not_numba_cross_entropy),
             *_native("cross_entropy", why_not_cross_entropy),
         ),
-        "binary_cross_entropy": (
-            _numba("torch_losses", "binary_cross_entropy", why_not_numba_binary_cross_entropy),
-        ),
+        "binary_cross_entropy": (_numba("torch_losses", "binary_cross_entropy", why_not_numba_binary_cross_entropy),),
         "dice_coefficient": (_numba("torch_dice", "dice_coefficient", why_not_numba_dice),),
         "scaled_dot_product_attention": _native("scaled_dot_product_attention", why_not_attention),
         "confusion_matrix": _counting("confusion_matrix"),

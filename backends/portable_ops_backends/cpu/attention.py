@@ -69,7 +69,15 @@ def _divide(line: Array, total: Array) -> None:
 
 @compiled
 def _mask_scores(
-    scores: Array, mask: Array, bias: Array, of_mask: int, of_bias: int, is_causal: bool, first: int, start: int, rows: int
+    scores: Array,
+    mask: Array,
+    bias: Array,
+    of_mask: int,
+    of_bias: int,
+    is_causal: bool,
+    first: int,
+    start: int,
+    rows: int,
 ) -> None:
     """Add a bias, and put -inf where a query does not attend; (keys, queries), the first being numbers `start` and `first`."""
     lowest = scores.dtype.type(-np.inf)
@@ -103,7 +111,8 @@ def _attend(
     stop: int,
 ) -> None:
     """Chunks of queries, numbered along (heads, chunks). Arrays are (heads, tokens, dim); `places` is (3, heads): which head of
-    `key`, `mask` and `bias` belongs to one of `query`. A mask or bias of size 0 is none; they may be broadcast."""
+    `key`, `mask` and `bias` belongs to one of `query`. A mask or bias of size 0 is none; they may be broadcast.
+    """
     tokens, depth, columns, width = query.shape[1], query.shape[2], key.shape[1], value.shape[2]
     of_tile = VECTORS * VECTOR_BYTES // query.itemsize
     chunks = (tokens + BLOCKS * QUERIES - 1) // (BLOCKS * QUERIES)
@@ -111,7 +120,11 @@ def _attend(
     result = np.empty((BLOCKS, width * QUERIES), query.dtype)
     before, total = np.empty((BLOCKS, QUERIES), query.dtype), np.empty((BLOCKS, QUERIES), query.dtype)
     scores = np.empty((KEYS, QUERIES), query.dtype)
-    peak, partial, factor = np.empty(QUERIES, query.dtype), np.empty(QUERIES, query.dtype), np.empty(QUERIES, query.dtype)
+    peak, partial, factor = (
+        np.empty(QUERIES, query.dtype),
+        np.empty(QUERIES, query.dtype),
+        np.empty(QUERIES, query.dtype),
+    )
     for number in range(start, stop):
         # The last queries, which attend to the most keys if the mask is causal, come first.
         head, first = number // chunks, (chunks - 1 - number % chunks) * BLOCKS * QUERIES

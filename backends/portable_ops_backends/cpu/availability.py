@@ -16,25 +16,29 @@ SHORTEST_SUM = 64
 """Elements in one piece of memory from which on their sums are worth a kernel."""
 
 SMALLEST = 2**16
-"""Elements from which on a kernel is worth loading. With fewer, `bincount` takes less than a millisecond."""
-
-SMALLEST_BESIDE_TORCH = {
-    "softmax": 2**22,
-    "log_softmax": 2**22,
-    "logsumexp": 2**21,
-    "sigmoid": 2**22,
-    "log_sigmoid": 2**21,
-    "cross_entropy": 2**19,
-    "binary_cross_entropy": 2**16,
-    "dice_coefficient": 2**20,
-}
-"""Elements of a torch tensor from which on: with fewer, torch's own functions are faster, and the definition of Dice is."""
+"""Elements from which on a kernel is worth loading (`Kernel.smallest`). With fewer, `bincount` takes less than a millisecond."""
 
 SMALLEST_ATTENTION = 2**17
 """Weights from which on attention in blocks is worth loading a kernel."""
 
 MOST_CLASSES = 2**13
 """Beyond, a kernel's private counters for every thread would outweigh the pairs counted."""
+
+
+def smallest_beside_torch(operation: str) -> int:
+    """Elements of a torch tensor from which on: with fewer, torch's own functions are faster, or the definition of Dice is."""
+    return _SMALLEST_BESIDE_TORCH.get(operation, SMALLEST)
+
+
+_SMALLEST_BESIDE_TORCH = {
+    "softmax": 2**22,
+    "log_softmax": 2**22,
+    "logsumexp": 2**21,
+    "sigmoid": 2**22,
+    "log_sigmoid": 2**21,
+    "cross_entropy": 2**19,
+    "dice_coefficient": 2**20,
+}
 
 
 @cache
@@ -47,8 +51,6 @@ def why_not_counting(
     pred: Any, target: Any, /, num_classes: int, *, ignore_index: int | None = None, validate: bool | None = None
 ) -> str | None:
     """Reason not to count with Numba."""
-    if math.prod(pred.shape) < SMALLEST:
-        return f"fewer than {SMALLEST} elements"
     if not is_numba_installed():
         return "numba is not installed"
     return None if num_classes <= MOST_CLASSES else f"more than {MOST_CLASSES} classes"
@@ -56,8 +58,6 @@ def why_not_counting(
 
 def _why_not_floating(x: Any) -> str | None:
     """Reason not to compute with Numba with the floats of an array."""
-    if math.prod(x.shape) < SMALLEST:
-        return f"fewer than {SMALLEST} elements"
     if not is_numba_installed():
         return "numba is not installed"
     name = dtype_name(x.dtype)
@@ -130,8 +130,6 @@ def why_not_dice(
     pred: Any, target: Any, /, *, axis: Any = None, smooth: float = 0.0, absent: float = 1.0
 ) -> str | None:
     """Reason not to sum masks with Numba."""
-    if math.prod(pred.shape) < SMALLEST:
-        return f"fewer than {SMALLEST} elements"
     if not is_numba_installed():
         return "numba is not installed"
     names = dtype_name(pred.dtype), dtype_name(target.dtype)

@@ -37,7 +37,15 @@ def _losses(x: Array, target: Array, ignored: Any, has_ignored: bool, bfloat: bo
 
 @compiled
 def _sum(
-    x: Array, target: Array, ignored: Array, has_ignored: bool, bfloat: bool, losses: Array, sums: Array, start: int, stop: int
+    x: Array,
+    target: Array,
+    ignored: Array,
+    has_ignored: bool,
+    bfloat: bool,
+    losses: Array,
+    sums: Array,
+    start: int,
+    stop: int,
 ) -> None:
     """Flat arrays; `losses` is as long, or empty if only the sums are asked for."""
     line, kept = np.empty(LONGEST_SUM, ignored.dtype), np.empty(LONGEST_SUM, ignored.dtype)
@@ -78,7 +86,9 @@ class Problem(NamedTuple):
     bfloat: bool
 
 
-def problem(logits: Array, target: Array, ignore_index: int | None, bfloat: bool = False) -> tuple[Problem, tuple[int, ...]]:
+def problem(
+    logits: Array, target: Array, ignore_index: int | None, bfloat: bool = False
+) -> tuple[Problem, tuple[int, ...]]:
     """The problem, and the order of axes in which it has the elements. Halves may come as their bits."""
     order = memory_order(logits)
     x, t = (np.ascontiguousarray(array.transpose(order)).reshape(-1) for array in (logits, target))

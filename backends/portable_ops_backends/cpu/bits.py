@@ -16,8 +16,7 @@ GROUP = 64
 """Pairs that are looked at together."""
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def changes(typing_context: Any, pred: Any, target: Any, start: Any) -> Any:
+def _changes(typing_context: Any, pred: Any, target: Any, start: Any) -> Any:
     """Bit i is set if pair ``start + i`` differs from the pair before it, which must exist. Flat contiguous arrays."""
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
@@ -39,8 +38,10 @@ def changes(typing_context: Any, pred: Any, target: Any, start: Any) -> Any:
     return types.uint64(pred, target, start), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def lowest(typing_context: Any, bits: Any) -> Any:
+changes: Any = intrinsic(_changes)
+
+
+def _lowest(typing_context: Any, bits: Any) -> Any:
     """The number of the lowest bit that is set, or 64."""
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
@@ -49,11 +50,16 @@ def lowest(typing_context: Any, bits: Any) -> Any:
     return types.uint64(types.uint64), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def number_set(typing_context: Any, bits: Any) -> Any:
+lowest: Any = intrinsic(_lowest)
+
+
+def _number_set(typing_context: Any, bits: Any) -> Any:
     """How many bits are set."""
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         return builder.ctpop(given[0])
 
     return types.uint64(types.uint64), generate
+
+
+number_set: Any = intrinsic(_number_set)

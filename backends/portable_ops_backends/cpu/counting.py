@@ -1,8 +1,8 @@
 """Counting pairs of labels in one pass over them.
 
-Label maps have long runs: pairs are compared with those before them, 64 at once, and a run is counted at its end. Where there are
-many short ones, pairs are counted one by one into several histograms in turn, since adding to a counter that was stored to just
-now has to wait for that store.
+Label maps have long runs: pairs are compared with those before them, 64 at once, and a run is counted at its end. Where there
+are many short ones, pairs are counted one by one into several histograms in turn, since adding to a counter that was stored to
+just now has to wait for that store.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ def _count(pred: Array, target: Array, limits: Array, has_ignored: bool, counts:
                 begin = stop
                 bits &= bits - np.uint64(1)
         else:
-            first[_code(pred[begin], target[begin], num_classes, ignored, has_ignored, limits)] += np.uint32(group - begin)
+            first[_code(pred[begin], target[begin], num_classes, ignored, has_ignored, limits)] += np.uint32(
+                group - begin
+            )
             begin = group + np.uint64(GROUP)
             p, t = pred[group:begin], target[group:begin]
             for k in range(GROUP):

@@ -16,12 +16,14 @@ from numba.extending import intrinsic
 
 from portable_ops_backends.cpu.compiling import compiled
 
+build: Any = cgutils
+
 _FEATURES = llvm.get_host_cpu_features()
 _AVX512 = _FEATURES.get("avx512f", False)
 
 VECTOR_BYTES = 64 if _AVX512 else 32 if _FEATURES.get("avx2", False) else 16
 ROWS = 8 if _AVX512 else 4
-"""Rows of a tile: with its columns, as many sums as hide the latency of an addition, and no more than there are registers for."""
+"""Rows of a tile: with its columns, as many sums as hide the latency of an addition, and no more than there are registers."""
 
 VECTORS = 2
 """Columns of a tile, in vectors."""
@@ -35,7 +37,6 @@ def _tile(rows: int, add: bool) -> Any:
     is added. All arrays are flat.
     """
 
-    @intrinsic  # type: ignore[untyped-decorator]
     def tile(
         typing_context: Any,
         a: Any,
@@ -56,7 +57,7 @@ def _tile(rows: int, add: bool) -> Any:
         def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
             a0, step, stride, b0, depth, c0, width, l0 = (given[place] for place in (1, 2, 3, 5, 6, 8, 9, 11))
             a, b, c, beside = (
-                cgutils.create_struct_proxy(signature.args[place])(context, builder, value=given[place]).data
+                build.create_struct_proxy(signature.args[place])(context, builder, value=given[place]).data
                 for place in (0, 4, 7, 10)
             )
             itemsize = signature.args[0].dtype.bitwidth // 8
@@ -68,19 +69,23 @@ def _tile(rows: int, add: bool) -> Any:
                 return ir.Constant(ir.IntType(types.intp.bitwidth), value)
 
             def place(data: Any, start: Any, column: int) -> Any:
-                return builder.bitcast(builder.gep(data, [builder.add(start, number(column * lanes))]), vector.as_pointer())
+                return builder.bitcast(
+                    builder.gep(data, [builder.add(start, number(column * lanes))]), vector.as_pointer()
+                )
 
-            sums = [[cgutils.alloca_once(builder, vector) for _ in range(VECTORS)] for _ in range(rows)]
+            sums = [[build.alloca_once(builder, vector) for _ in range(VECTORS)] for _ in range(rows)]
             for line in sums:
                 for one in line:
                     builder.store(ir.Constant(vector, None), one)
-            with cgutils.for_range(builder, depth) as loop:
+            with build.for_range(builder, depth) as loop:
                 start = builder.add(b0, builder.mul(loop.index, width))
                 right = [builder.load(place(b, start, column), align=itemsize) for column in range(VECTORS)]
                 first = builder.add(a0, builder.mul(loop.index, step))
                 for row, line in enumerate(sums):
                     left = builder.load(builder.gep(a, [builder.add(first, builder.mul(stride, number(row)))]))
-                    alone = builder.insert_element(ir.Constant(vector, ir.Undefined), left, ir.Constant(ir.IntType(32), 0))
+                    alone = builder.insert_element(
+                        ir.Constant(vector, ir.Undefined), left, ir.Constant(ir.IntType(32), 0)
+                    )
                     spread = builder.shuffle_vector(
                         alone, alone, ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
                     )
@@ -105,7 +110,8 @@ def _tile(rows: int, add: bool) -> Any:
 
         return types.void(a, n, n, n, b, n, n, c, n, n, line, n), generate
 
-    return tile
+    made: Any = intrinsic(tile)
+    return made
 
 
 _set_rows, _set_row = _tile(ROWS, False), _tile(1, False)
@@ -131,7 +137,17 @@ def multiply(
 
 @compiled
 def multiply_and_add(
-    a: Any, a0: int, step: int, stride: int, b: Any, depth: int, c: Any, rows: int, width: int, columns: int, factor: Any
+    a: Any,
+    a0: int,
+    step: int,
+    stride: int,
+    b: Any,
+    depth: int,
+    c: Any,
+    rows: int,
+    width: int,
+    columns: int,
+    factor: Any,
 ) -> None:
     """The same, but ``c[r, j] = c[r, j] * factor[j] + sum(...)``."""
     whole = rows // ROWS * ROWS

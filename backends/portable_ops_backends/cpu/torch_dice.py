@@ -30,9 +30,7 @@ def dice_coefficient(
 
 class _Dice(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, pred: Tensor, target: Tensor, axes: tuple[int, ...], smooth: float, absent: float
-    ) -> Tensor:
+    def forward(ctx: Any, pred: Tensor, target: Tensor, axes: tuple[int, ...], smooth: float, absent: float) -> Tensor:
         bfloat = torch.bfloat16 in (pred.dtype, target.dtype)
         with at_most(torch.get_num_threads()):
             overlap, total = dice_sums(as_array(pred), as_array(target), axes, bfloat)
@@ -57,12 +55,11 @@ class _Dice(torch.autograd.Function):
         overlap, total = ctx.sums
         empty = total == 0
         divisor = np.where(empty, 1.0, total) + smooth
-        factor = np.where(empty, 0.0, 2 / divisor)
-        rest = np.where(empty, 0.0, -(2 * overlap + smooth) / divisor**2)
+        slopes = np.where(empty, 0.0, 2 / divisor), np.where(empty, 0.0, -(2 * overlap + smooth) / divisor**2)
         kept = [1 if axis in axes else size for axis, size in enumerate(pred.shape)]
         given = up.to(torch.float64).reshape(kept)
         factor, rest = (
-            (torch.from_numpy(np.asarray(x)).reshape(kept) * given).to(_working(pred)) for x in (factor, rest)
+            (torch.from_numpy(np.asarray(slope)).reshape(kept) * given).to(_working(pred)) for slope in slopes
         )
         both = (target, pred), (pred, target)
         made = (

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import portable_ops as po
+from portable_ops.dispatch import standard_only
 from portable_ops.labels import ignored_labels, require_in_range, widened
 from portable_ops.targets import class_axis_of
 from portable_ops_backends.cpu import binary_cross_entropy as binary
@@ -153,7 +154,9 @@ class _BinaryCrossEntropy(torch.autograd.Function):
             given, order = _binary_problem(logits, target, ignore_index)
             flat = up.permute(order) if reduction == "none" else up
             each = flat.to(torch.float64).numpy() / ctx.divisor if ctx.divisor else np.full((), np.nan)
-            made = binary.gradient(given, each).reshape([logits.shape[one] for one in order]).transpose(np.argsort(order))
+            made = (
+                binary.gradient(given, each).reshape([logits.shape[one] for one in order]).transpose(np.argsort(order))
+            )
             return as_tensor(made.view(as_array(logits).dtype), logits.dtype), None, None, None
 
 

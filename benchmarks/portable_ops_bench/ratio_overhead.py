@@ -1,0 +1,86 @@
+"""The rows of what a call costs beside its work: on 4 elements, and in a fresh process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+import portable_ops as po
+from portable_ops.backend import load
+from portable_ops.dispatch import OPERATIONS
+from portable_ops.routes import namespace_of
+from portable_ops.segmentation import divided, mean_of_areas
+from portable_ops_bench.ratio_torch import NATIVE, native_of
+from portable_ops_bench.ratios import Against, Runs, Unit, Work
+
+SECTION = "call overhead on 4 elements"
+ONE_ARRAY, SEVERAL = 1.0, 2.0
+CLASSES = 4
+
+
+def small_inputs(operation: str) -> tuple[Any, ...]:
+    """NumPy arrays of 4 elements, and the number of classes where one is taken."""
+    x = np.asarray([0.5, -1.0, 2.0, 0.25], np.float32)
+    if operation in ("cross_entropy", "focal_loss"):
+        return x[None], np.asarray([1])
+    if operation == "scaled_dot_product_attention":
+        return (x.reshape(1, 1, 2, 2),) * 3
+    if operation in ("confusion_matrix", "intersection_and_union", "class_iou", "mean_iou"):
+        labels = np.asarray([0, 1, 2, 3])
+        return labels, labels[::-1].copy(), CLASSES
+    if len(OPERATIONS[operation].arrays) == 1:
+        return (x,)
+    return abs(x) / 2, np.asarray([1, 0, 1, 0], np.float32)
+
+
+def bare(operation: str, library: str, inputs: tuple[Any, ...]) -> tuple[Callable[..., Any], str]:
+    """What does the work with nothing around it, and its name: torch's own function, or the kernel or definition."""
+    if library == "torch" and operation in NATIVE:
+        return native_of(operation), NATIVE[operation]
+    described = OPERATIONS[operation]
+    if described.base is not None:
+        areas, name = bare(described.base, library, inputs)
+        score = partial(mean_of_areas, first=0, absent="skip")
+        if operation == "class_iou":
+            score = partial(divided, absent=np.nan)
+        return lambda *args: _scored(score, areas(*args)), name
+    backend = po.get_backend(library)
+    chosen = po.explain(operation, *inputs).chosen
+    for kernel in backend.kernels.get(operation, ()):
+        if kernel.name == chosen:
+            return load(kernel.function), f"the {chosen} kernel"
+    return partial(described.definition, namespace_of(backend)), "the definition"
+
+
+def _scored(score: Callable[[Any, Any], Any], areas: po.Areas) -> Any:
+    return score(areas.intersection, areas.union)
+
+
+def _make(operation: str, library: str) -> Runs:
+    convert = po.get_backend(library).from_numpy
+    inputs = tuple(convert(x) if isinstance(x, np.ndarray) else x for x in small_inputs(operation))
+    function, _ = bare(operation, library, inputs)
+    if library == "torch" and operation in ("softmax", "log_softmax", "logsumexp"):
+        function = partial(function, dim=-1)
+    return Runs(partial(getattr(po, operation), *inputs), (partial(function, *inputs),))
+
+
+def overhead_works() -> Iterator[Work]:
+    """Every operation, on NumPy and on torch."""
+    for library in ("numpy", "torch"):
+        for operation in sorted(OPERATIONS):
+            arrays = len(OPERATIONS[operation].arrays)
+            name = NATIVE.get(operation, "") if library == "torch" else ""
+            against = Against(
+                name or "what serves it, bare", ONE_ARRAY if arrays == 1 else SEVERAL, Unit.MICROSECONDS, needs=library
+            )
+            yield Work(
+                section=SECTION,
+                name=f"`{operation}`, {library}",
+                against=(against,),
+                make=partial(_make, operation, library),
+                seconds=1.0,
+            )

@@ -1,0 +1,96 @@
+"""The rows of torch tensors of 10⁵ elements and more, against the native call, with and without gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import portable_ops as po
+from portable_ops_bench.ratio_rows import drawn, labels_of, tensor
+from portable_ops_bench.ratios import Against, Runs, Work
+
+SECTION = "torch tensors of 10⁵ elements and more"
+SIZES = {"10⁵": 10**5, "10⁶": 10**6, "10⁷": 10**7}
+BAR = 0.95
+COLUMNS, CHANNELS, HEADS, WIDTH = 128, 16, 4, 64
+
+Call = Callable[..., Any]
+NATIVE: dict[str, str] = {
+    "softmax": "torch.softmax",
+    "log_softmax": "torch.log_softmax",
+    "logsumexp": "torch.logsumexp",
+    "sigmoid": "torch.sigmoid",
+    "log_sigmoid": "F.logsigmoid",
+    "cross_entropy": "F.cross_entropy",
+    "binary_cross_entropy": "F.binary_cross_entropy_with_logits",
+    "scaled_dot_product_attention": "F.scaled_dot_product_attention",
+}
+"""Operations that torch has itself, under which name."""
+
+
+def native_of(operation: str) -> Call:
+    """torch's own function."""
+    module, _, name = NATIVE[operation].rpartition(".")
+    return getattr(import_module("torch.nn.functional" if module == "F" else module), name)
+
+
+def _inputs(operation: str, elements: int) -> tuple[Any, ...]:
+    side = round((elements / CHANNELS) ** 0.5)
+    if operation == "cross_entropy":
+        return tensor(drawn((1, CHANNELS, side, side))), tensor(labels_of((1, side, side), CHANNELS))
+    if operation == "binary_cross_entropy":
+        return tensor(drawn((elements,))), tensor(labels_of((elements,), 2), "float32")
+    if operation == "scaled_dot_product_attention":
+        tokens = round(elements / (HEADS * WIDTH))
+        return tuple(tensor(array) for array in drawn((3, 1, HEADS, tokens, WIDTH)))
+    shape = (elements,) if operation in ("sigmoid", "log_sigmoid") else (elements // COLUMNS, COLUMNS)
+    return (tensor(drawn(shape)),)
+
+
+def _columns(elements: int) -> tuple[Any, ...]:
+    side = round((elements / CHANNELS) ** 0.5)
+    return (tensor(drawn((1, CHANNELS, side, side))),)
+
+
+def _make(operation: str, axis: int | None, elements: int, backward: bool) -> Runs:
+    torch = import_module("torch")
+    inputs = _columns(elements) if axis == 1 else _inputs(operation, elements)
+    ours: Call = getattr(po, operation)
+    other = native_of(operation)
+    if axis is not None:
+        ours, other = partial(ours, axis=axis), partial(other, dim=axis)
+    if not backward:
+        return Runs(partial(ours, *inputs), (partial(other, *inputs),))
+    floating = [x.requires_grad_() for x in inputs if x.is_floating_point()]
+    wanted = floating if operation == "scaled_dot_product_attention" else floating[:1]
+    # The gradient that arrives is made beforehand, as it would be by the layers above.
+    arriving = torch.randn_like(other(*inputs))
+
+    def both(function: Call) -> Callable[[], Any]:
+        return lambda: torch.autograd.grad(function(*inputs), wanted, arriving)
+
+    return Runs(both(ours), (both(other),))
+
+
+def torch_works() -> Iterator[Work]:
+    """Every operation that torch has itself."""
+    for operation, native in NATIVE.items():
+        axes = (-1, 1) if operation in ("softmax", "log_softmax", "logsumexp") else (None,)
+        for axis in axes:
+            for size, elements in SIZES.items():
+                if (
+                    operation == "scaled_dot_product_attention" and elements > 10**6
+                ):  # minutes, as it grows with the square
+                    continue
+                for backward in (False, True):
+                    name = f"`{operation}`" if axis is None else f"`{operation}`, axis {axis}"
+                    yield Work(
+                        section=SECTION,
+                        name=f"{name}, {size} elements" + (", forward and backward" if backward else ""),
+                        against=(Against(native, BAR, needs="torch"),),
+                        make=partial(_make, operation, axis, elements, backward),
+                        needs="torch",
+                        seconds=0.6,
+                    )

@@ -1,0 +1,92 @@
+"""The subcommands ``ratios`` and ``warmup``."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from portable_ops.files import write_atomically
+from portable_ops_bench import environment
+from portable_ops_bench.model import Status
+from portable_ops_bench.ratio_overhead import overhead_works
+from portable_ops_bench.ratio_processes import process_works
+from portable_ops_bench.ratio_rows import dtype_works, large_works
+from portable_ops_bench.ratio_tables import Ratios, print_ratios, with_table
+from portable_ops_bench.ratio_torch import torch_works
+from portable_ops_bench.ratios import Line, Work, measured
+
+COLUMNS = (TextColumn("{task.description:<60.60}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+
+WIDTH = 200
+
+
+def all_works() -> list[Work]:
+    """The rows of the table, in its order."""
+    return [*large_works(), *torch_works(), *overhead_works(), *process_works(), *dtype_works()]
+
+
+def ratios(
+    only: Annotated[str, typer.Option(help="Rows whose section, work or counterpart contains this.")] = "",
+    json: Annotated[
+        Path | None,
+        typer.Option(help="Write the rows there; those it holds already stay, unless they were measured again."),
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(help="Write the table there, between its marks if the file has them.")
+    ] = None,
+) -> None:
+    """Measure each operation side by side with what people use instead: ratios, with the bars they are held against.
+
+    The exit code is 1 if a result is wrong or a row failed; a bar that is missed, or a package that is not installed, is
+    said in the row.
+    """
+    asked = [(work, rows) for work in all_works() if (rows := work.matching(only))]
+    if not asked:
+        raise typer.BadParameter(f"got {only!r}; expected part of a row's text, such as 'softmax'", param_hint="--only")
+    before = _kept(json)
+    console = _console()
+    lines: list[Line] = []
+    with Progress(*COLUMNS, console=console) as bars:
+        task = bars.add_task("", total=len(asked))
+        for work, rows in asked:
+            bars.update(task, description=f"{work.name}")
+            lines += measured(work, rows)
+            bars.advance(task)
+    result = Ratios(
+        created=datetime.now(UTC).isoformat(timespec="seconds"), environment=environment.describe(), lines=lines
+    )
+    print_ratios(result, console)
+    everything = result if before is None else result.with_lines_of(before)
+    if json is not None:
+        everything.save(json)
+        console.print(f"wrote {json}")
+    if markdown is not None:
+        text = markdown.read_text(encoding="utf-8") if markdown.exists() else ""
+        write_atomically(markdown, with_table(text, everything))
+        console.print(f"wrote {markdown}")
+    raise typer.Exit(1 if any(line.status in (Status.PARITY, Status.ERROR) for line in lines) else 0)
+
+
+def _console() -> Console:
+    """The terminal, or a file that is as wide as the table."""
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDTH)
+
+
+def _kept(path: Path | None) -> Ratios | None:
+    """The rows measured before; refused if they are of another machine."""
+    if path is None or not path.exists():
+        return None
+    try:
+        before = Ratios.load(path)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--json") from None
+    if before.environment.cpu != (cpu := environment.cpu_name()):
+        got = f"rows measured on {before.environment.cpu}"
+        raise typer.BadParameter(f"got a file with {got}; expected one of this machine, {cpu}", param_hint="--json")
+    return before
