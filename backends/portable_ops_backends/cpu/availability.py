@@ -16,7 +16,7 @@ SHORTEST_SUM = 64
 """Elements in one piece of memory from which on their sums are worth a kernel."""
 
 SMALLEST = 2**16
-"""Elements from which on a kernel is worth loading (`Kernel.smallest`). With fewer, `bincount` takes less than a millisecond."""
+"""Elements from which on a kernel is worth loading, `Kernel.smallest`. With fewer, `bincount` takes less than 1 ms."""
 
 SMALLEST_ATTENTION = 2**17
 """Weights from which on attention in blocks is worth loading a kernel."""

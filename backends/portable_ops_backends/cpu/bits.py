@@ -12,6 +12,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+build: Any = cgutils  # it states no types
+
 GROUP = 64
 """Pairs that are looked at together."""
 
@@ -23,7 +25,7 @@ def _changes(typing_context: Any, pred: Any, target: Any, start: Any) -> Any:
         begin = context.cast(builder, given[2], signature.args[2], types.intp)
         differs = None
         for array, kind in zip(given[:2], signature.args[:2], strict=True):
-            data = cgutils.create_struct_proxy(kind)(context, builder, value=array).data
+            data = build.create_struct_proxy(kind)(context, builder, value=array).data
             labels = ir.VectorType(data.type.pointee, GROUP)
 
             def read(place: Any, data: Any = data, labels: Any = labels, kind: Any = kind) -> Any:

@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 
 from portable_ops_backends.cpu.compiling import compiled
 
-build: Any = cgutils
+build: Any = cgutils  # it states no types
 
 _FEATURES = llvm.get_host_cpu_features()
 _AVX512 = _FEATURES.get("avx512f", False)
@@ -52,7 +52,7 @@ def _tile(rows: int, add: bool) -> Any:
         line: Any,
         l0: Any,
     ) -> Any:
-        n = types.intp
+        n: Any = types.intp
 
         def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
             a0, step, stride, b0, depth, c0, width, l0 = (given[place] for place in (1, 2, 3, 5, 6, 8, 9, 11))
@@ -66,7 +66,7 @@ def _tile(rows: int, add: bool) -> Any:
             fused = ("contract",)
 
             def number(value: int) -> Any:
-                return ir.Constant(ir.IntType(types.intp.bitwidth), value)
+                return ir.Constant(ir.IntType(n.bitwidth), value)
 
             def place(data: Any, start: Any, column: int) -> Any:
                 return builder.bitcast(
