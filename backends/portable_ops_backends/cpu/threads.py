@@ -58,7 +58,7 @@ def run_in_parts(
     """
     parts = parts_of(size, smallest, for_each)
     queue = deque((part, size * part // parts, size * (part + 1) // parts) for part in range(parts))
-    with _helpers(min(_threads(), parts) - 1) as count:
+    with _helpers(min(thread_limit(), parts) - 1) as count:
         others = [_executor().submit(_guarded, work, queue) for _ in range(count)]
         try:
             _take(work, queue)
@@ -72,11 +72,12 @@ def run_in_parts(
 
 def parts_of(size: int, smallest: int, for_each: int = PARTS_FOR_EACH) -> int:
     """How many parts `run_in_parts` makes, whatever else is running."""
-    threads = _threads()
+    threads = thread_limit()
     return max(1, min(threads * for_each if threads > 1 else 1, size // max(smallest, 1)))
 
 
-def _threads() -> int:
+def thread_limit() -> int:
+    """How many threads a call from here may take."""
     most = getattr(_here, "most", None)
     return worker_count() if most is None else min(most, worker_count())
 
