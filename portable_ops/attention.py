@@ -39,13 +39,31 @@ def _check_attention(
     rng: Any = None,
     enable_gqa: bool = False,
 ) -> None:
-    q, k, v = tuple(query.shape), tuple(key.shape), tuple(value.shape)
-    for name, array, shape in (("query", query, q), ("key", key, k), ("value", value, v)):
+    for name, array in (("query", query), ("key", key), ("value", value)):
         require_real(name, array)
-        if len(shape) < 2:
-            raise ValueError(complaint(name, f"shape {shape}", "shape (..., heads, tokens, dim)"))
+        if array.ndim < 2:
+            raise ValueError(complaint(name, f"shape {tuple(array.shape)}", "shape (..., heads, tokens, dim)"))
     require_flag("is_causal", is_causal)
     require_flag("enable_gqa", enable_gqa)
+    if enable_gqa or not query.shape == key.shape == value.shape:
+        _require_shapes(tuple(query.shape), tuple(key.shape), tuple(value.shape), enable_gqa)
+    if mask is not None or bias is not None:
+        weights = (*query.shape[:-1], key.shape[-2])
+        if mask is not None:
+            require_bool("mask", mask)
+            require_broadcastable("mask", mask, "the attention weights", weights)
+        if bias is not None:
+            require_floating("bias", bias)
+            require_broadcastable("bias", bias, "the attention weights", weights)
+    if scale is not None:
+        require_number("scale", scale)
+    require_number("dropout_p", dropout_p, minimum=0.0, below=1.0)
+    if dropout_p and rng is None:
+        raise ValueError(complaint("rng", None, "a generator of the array library, as dropout_p is not 0"))
+
+
+def _require_shapes(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], enable_gqa: bool) -> None:
+    """Raise ValueError unless query, key and value of these shapes fit together."""
     if k[-1] != q[-1]:
         raise ValueError(complaint("key", f"shape {k}", f"the dim of query, {q[-1]}, as the last axis"))
     if v[:-1] != k[:-1]:
@@ -59,17 +77,6 @@ def _check_attention(
     elif k[:-2] != q[:-2]:
         wanted = f"the leading axes of query, {q[:-2]} (enable_gqa=True shares heads)"
         raise ValueError(complaint("key", f"shape {k}", wanted))
-    if mask is not None:
-        require_bool("mask", mask)
-        require_broadcastable("mask", mask, "the attention weights", (*q[:-1], k[-2]))
-    if bias is not None:
-        require_floating("bias", bias)
-        require_broadcastable("bias", bias, "the attention weights", (*q[:-1], k[-2]))
-    if scale is not None:
-        require_number("scale", scale)
-    require_number("dropout_p", dropout_p, minimum=0.0, below=1.0)
-    if dropout_p and rng is None:
-        raise ValueError(complaint("rng", None, "a generator of the array library, as dropout_p is not 0"))
 
 
 @operation(_check_attention, keyword_arrays=("mask", "bias"))

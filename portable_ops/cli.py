@@ -18,6 +18,7 @@ SUMMARIES = {
     "bench": "Measure operations on every backend, check them against float64 oracles, and report.",
     "doctor": "Show what is installed, which kernels serve what, and what is missing.",
     "ratios": "Measure speed side by side with what people use instead, and hold it against the bars.",
+    "warmup": "Compile the Numba kernels for the usual dtypes and keep them on disk.",
     "report": "Render a stored report again: terminal, HTML, Markdown.",
 }
 

@@ -142,7 +142,7 @@ def operation(
                 return _defined_for_stranger(op, route, args, kwargs)
             return definition(route.xp, *args, **kwargs)
 
-        def call_of_one(*args: P.args, **kwargs: P.kwargs) -> R:
+        def call_of_one(*args: Any, **kwargs: Any) -> Any:
             # The same steps for one array without options, where to pass *args and **kwargs on would take half the time.
             if len(args) != 1 or kwargs or (_was_used and _mode.standard_only):
                 return call(*args, **kwargs)
@@ -150,17 +150,18 @@ def operation(
             meet(type(x))
             route = ROUTES.get(type(x))
             if route is None or not route.has_adapter:
-                return call(*args)
-            check(route.xp, x)
+                return call(*args, **kwargs)
+            check(route.xp, x)  # type: ignore[call-arg]
             backend = route.backend
             for kernel in backend.kernels.get(name, ()):
                 if kernel.smallest and backend.size_of(x) < kernel.smallest:
                     continue
                 if kernel.why_not(x) is None:
                     return (KERNELS.get(kernel.function) or load_kernel(kernel.function))(x)
-            return definition(route.xp, x)
+            return definition(route.xp, x)  # type: ignore[call-arg]
 
-        function = functools.wraps(definition)(call_of_one if count == 1 else call)
+        chosen: Callable[P, R] = call_of_one if count == 1 else call
+        function = functools.wraps(definition)(chosen)
         function.__signature__ = op.signature  # type: ignore[attr-defined]
         return function
 
@@ -235,10 +236,12 @@ def _is_joined(
     route: Route, args: tuple[Any, ...], kwargs: dict[str, Any], count: int, keywords: tuple[str, ...]
 ) -> bool:
     """Whether all array arguments are already arrays of one library on one device."""
+    first = args[0]
     for array in args[1:count]:
-        if ROUTES.get(type(array)) is not route:
+        # What is of the first array's type has its route.
+        if type(array) is not type(first) and ROUTES.get(type(array)) is not route:
             return False
-        if not route.one_device and _devices_apart(route, args[0], array):
+        if not route.one_device and _devices_apart(route, first, array):
             return False
     if kwargs:
         for name in keywords:
@@ -247,7 +250,7 @@ def _is_joined(
                 continue
             if ROUTES.get(type(array)) is not route:
                 return False
-            if not route.one_device and _devices_apart(route, args[0], array):
+            if not route.one_device and _devices_apart(route, first, array):
                 return False
     return True
 

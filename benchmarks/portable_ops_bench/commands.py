@@ -24,7 +24,7 @@ SYNTHETIC_SIZES = (1_000, 100_000, 10_000_000)
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
-def _listed(value: str, allowed: tuple[str, ...] | None, option: str) -> tuple[str, ...]:
+def listed(value: str, allowed: tuple[str, ...] | None, option: str) -> tuple[str, ...]:
     """A list with commas, each of its items one of those allowed."""
     items = tuple(item.strip() for item in value.split(",") if item.strip())
     for item in items:
@@ -55,10 +55,10 @@ def bench(
     drawn = quick or not real
     default_sizes = QUICK_SIZES if quick else SYNTHETIC_SIZES if drawn else ()
     options = running.Options(
-        operations=_listed(ops, OPERATION_NAMES, "--ops"),
-        backends=_listed(backends, tuple(sorted(registered_backends())), "--backends"),
-        devices=_listed(devices, None, "--devices"),
-        dtypes=_listed(dtypes, DTYPES, "--dtypes"),
+        operations=listed(ops, OPERATION_NAMES, "--ops"),
+        backends=listed(backends, tuple(sorted(registered_backends())), "--backends"),
+        devices=listed(devices, None, "--devices"),
+        dtypes=listed(dtypes, DTYPES, "--dtypes"),
         sizes=_sizes(sizes) or default_sizes,
         real=not drawn,
         seconds_per_cell=0.02 if quick else 0.05,

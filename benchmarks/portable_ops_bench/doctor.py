@@ -6,6 +6,8 @@ from importlib import metadata
 from importlib.util import find_spec
 
 import numpy as np
+from portable_ops_backends.cpu.availability import is_numba_installed
+from portable_ops_backends.cpu.threads import allowed_threads
 from rich.console import Console
 from rich.table import Table
 
@@ -15,6 +17,7 @@ from portable_ops.capabilities import capabilities
 from portable_ops.dispatch import OPERATIONS
 from portable_ops_bench import environment
 from portable_ops_bench.cases import primary_case
+from portable_ops_bench.kernels import kernels
 
 ELEMENTS = 100_000
 """Enough for the kernels that leave small arrays alone."""
@@ -28,6 +31,10 @@ def examine(console: Console) -> None:
     console.print(_backends())
     for name in po.list_backends():
         console.print(_kernels(po.get_backend(name)))
+    console.print(_threads())
+    if is_numba_installed():
+        console.print(_compiled())
+        console.print("portable-ops warmup compiles them for the usual dtypes; NUMBA_CACHE_DIR names another folder.")
     for line in _missing() + _spoilers():
         console.print(line, style="yellow", markup=False)
 
@@ -84,6 +91,29 @@ def _kernels(backend: Backend) -> Table:
         call = case.make(np.random.default_rng(0), case.sized(ELEMENTS)).on(backend, "float32")
         told = po.explain(operation, *call.args, **call.options)
         table.add_row(operation, told.chosen, "; ".join(f"{name}: {reason}" for name, reason in told.declined))
+    return table
+
+
+def _threads() -> str:
+    count, reason = allowed_threads()
+    text = f"Numba kernels use {count} thread{'s' if count > 1 else ''}, because of {reason}"
+    return (
+        f"{text}; PORTABLE_OPS_NUM_THREADS sets another number. On torch tensors: no more than torch.get_num_threads()."
+    )
+
+
+def _compiled() -> Table:
+    """Every Numba kernel, and for how many combinations of dtypes its machine code is on disk."""
+    found = kernels()
+    folders = {kernel.folder for kernel in found}
+    places = ", ".join("nowhere" if folder is None else str(folder) for folder in folders)
+    table = Table(title=f"Numba kernels, kept in {places}", title_justify="left")
+    for column in ("module", "kernels", "compiled and kept"):
+        table.add_column(column)
+    for module in dict.fromkeys(kernel.module for kernel in found):
+        names = [f"{kernel.name} {kernel.kept}" for kernel in found if kernel.module == module]
+        kept = sum(kernel.kept for kernel in found if kernel.module == module)
+        table.add_row(module, ", ".join(names), f"{kept} variants" if kept else "none yet")
     return table
 
 

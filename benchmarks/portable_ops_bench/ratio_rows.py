@@ -170,7 +170,9 @@ def _dice(library: str, dtype: str = "float32") -> Runs:
     target = (drawn(IMAGE) > 0).astype(np.float32)
     memory = np.float16 if dtype == "bfloat16" else np.dtype(dtype)
     floor = reading(pred.astype(memory), target.astype(memory))
-    convert = partial(tensor, dtype=dtype) if library == "torch" else lambda array: array.astype(dtype)
+    convert: Callable[[Host], Any] = lambda array: array.astype(dtype)  # noqa: E731
+    if library == "torch":
+        convert = partial(tensor, dtype=dtype)
     p, t = convert(pred), convert(target)
     ours = partial(po.dice_coefficient, p, t, axis=PER_CLASS)
     formula = peers.DICE["formula"]

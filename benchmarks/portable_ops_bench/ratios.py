@@ -21,9 +21,11 @@ import numpy as np
 from portable_ops.routes import backend_of
 from portable_ops_bench.model import Status, Struct
 
-FEWEST_ROUNDS, MOST_ROUNDS = 7, 101
+FEWEST_ROUNDS, MOST_ROUNDS = 5, 101
 SHORTEST_SAMPLE = 0.002
 """Seconds: shorter calls are timed several at a time."""
+LONG = 0.1
+"""Seconds: what takes longer at first is not called again to find out how long it takes."""
 PAUSE = 0.02
 """Seconds between samples, in which the threads of the library before, which spin while they wait for work, go to sleep."""
 
@@ -224,8 +226,9 @@ def interleaved(functions: Sequence[Function], seconds: float) -> list[list[floa
     """Seconds per call of each function in each round, one function after the other in every round."""
     counts = []
     for function in functions:
-        function()  # the first call imports, compiles and warms up
-        once = min(_sample(function, 1) for _ in range(3))
+        once = _sample(function, 1)  # the first call imports, compiles and warms up
+        if once < LONG or function is functions[0]:
+            once = min(_sample(function, 1) for _ in range(3))
         counts.append(max(1, min(10_000, round(SHORTEST_SAMPLE / max(once, 1e-9)))))
     times: list[list[float]] = [[] for _ in functions]
     enabled = gc.isenabled()

@@ -6,12 +6,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
+from portable_ops_backends.cpu.availability import is_numba_installed
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+import portable_ops as po
 from portable_ops.files import write_atomically
 from portable_ops_bench import environment
+from portable_ops_bench.commands import listed
+from portable_ops_bench.kernels import USUAL_DTYPES, kernels, plan, served, warm_up
 from portable_ops_bench.model import Status
 from portable_ops_bench.ratio_overhead import overhead_works
 from portable_ops_bench.ratio_processes import process_works
@@ -51,25 +56,59 @@ def ratios(
     before = _kept(json)
     console = _console()
     lines: list[Line] = []
+
+    def everything() -> Ratios:
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        result = Ratios(created=created, environment=environment.describe(), lines=lines)
+        return result if before is None else result.with_lines_of(before)
+
     with Progress(*COLUMNS, console=console) as bars:
         task = bars.add_task("", total=len(asked))
         for work, rows in asked:
             bars.update(task, description=f"{work.name}")
             lines += measured(work, rows)
+            if json is not None:  # every row at once: an interruption loses none
+                everything().save(json)
             bars.advance(task)
-    result = Ratios(
-        created=datetime.now(UTC).isoformat(timespec="seconds"), environment=environment.describe(), lines=lines
-    )
-    print_ratios(result, console)
-    everything = result if before is None else result.with_lines_of(before)
+    print_ratios(everything() if before is None else msgspec.structs.replace(everything(), lines=lines), console)
     if json is not None:
-        everything.save(json)
         console.print(f"wrote {json}")
     if markdown is not None:
         text = markdown.read_text(encoding="utf-8") if markdown.exists() else ""
-        write_atomically(markdown, with_table(text, everything))
+        write_atomically(markdown, with_table(text, everything()))
         console.print(f"wrote {markdown}")
     raise typer.Exit(1 if any(line.status in (Status.PARITY, Status.ERROR) for line in lines) else 0)
+
+
+def warmup(
+    ops: Annotated[str, typer.Option(help="Operations, with commas between. All that have kernels if empty.")] = "",
+    backends: Annotated[str, typer.Option(help="Backends, with commas between. All that have kernels if empty.")] = "",
+    dtypes: Annotated[str, typer.Option(help="Floating dtypes, with commas between.")] = ",".join(USUAL_DTYPES),
+) -> None:
+    """Compile every Numba kernel for the usual dtypes and keep it on disk, so that no later call waits for that."""
+    if not is_numba_installed():
+        raise typer.BadParameter('numba is not installed: python -m pip install "portable-ops[numba]"')
+    able = tuple(name for name in po.list_backends() if served(po.get_backend(name)))
+    asked = listed(backends, able, "--backends") or able
+    operations = tuple(sorted(set().union(*(served(po.get_backend(name)) for name in asked))))
+    steps = plan(asked, listed(dtypes, USUAL_DTYPES, "--dtypes"), listed(ops, operations, "--ops"))
+    console = _console()
+    with Progress(*COLUMNS, console=console) as bars:
+        task = bars.add_task("", total=len(steps))
+
+        def progress(step: str) -> None:
+            bars.update(task, description=step)
+            bars.advance(task)
+
+        seconds, compiled = warm_up(steps, progress)
+    found = kernels()
+    kept = sum(kernel.kept for kernel in found)
+    console.print(
+        f"compiled {compiled} times in {seconds:.0f} s; {kept} variants of {len(found)} kernels are kept on disk"
+    )
+    if any(kernel.folder is None for kernel in found):
+        console.print("nothing is kept: Numba finds no folder that it may write to; set NUMBA_CACHE_DIR to one")
+        raise typer.Exit(1)
 
 
 def _console() -> Console:

@@ -28,12 +28,21 @@ _here = threading.local()
 @cache
 def worker_count() -> int:
     """What PORTABLE_OPS_NUM_THREADS says, else the CPUs that this process may use and the usual variables allow."""
+    return allowed_threads()[0]
+
+
+def allowed_threads() -> tuple[int, str]:
+    """How many threads kernels may have, and what says so."""
     explicit = os.environ.get("PORTABLE_OPS_NUM_THREADS", "")
     if explicit.isdigit():
-        return max(1, int(explicit))
+        return max(1, int(explicit)), "PORTABLE_OPS_NUM_THREADS"
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    limits = [os.environ.get(name, "") for name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS")]
-    return max(1, min([allowed, *(int(limit) for limit in limits if limit.isdigit())]))
+    limits = {"the CPUs that this process may use": allowed}
+    for name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS"):
+        if os.environ.get(name, "").isdigit():
+            limits[name] = int(os.environ[name])
+    least = min(limits, key=lambda name: limits[name])
+    return max(1, limits[least]), least
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -79,18 +78,14 @@ def cross_entropy(
             reduction=reduction,
         )
         return loss if loss.dtype == logits.dtype else loss.to(logits.dtype)
-    labels: Tensor = widened(xp, target)
+    labels: Tensor = target if target.dtype == torch.int64 else widened(xp, target)
     skipped = _NEVER if ignore_index is None or not -(2**63) <= ignore_index < 2**63 else ignore_index
-    loss_of = partial(
-        F.cross_entropy,
-        weight=None if weight is None else weight.to(scores.dtype),
-        ignore_index=skipped,
-        label_smoothing=label_smoothing,
-        reduction=reduction,
-    )
+    w = None if weight is None else weight.to(scores.dtype)
+    # By place, as names take longer: weight, size_average, ignore_index, reduce, reduction, label_smoothing.
+    options = (w, None, skipped, None, reduction, label_smoothing)
     if values_are_at_hand(target):
         try:
-            loss = loss_of(scores, labels)
+            loss = F.cross_entropy(scores, labels, *options)
         except IndexError:
             ignored = ignored_labels(labels, ignore_index)
             require_in_range(xp, "target", target, num_classes, None if ignored is None else ~ignored)
@@ -98,7 +93,7 @@ def cross_entropy(
     else:
         # On a GPU such a label would end the process, and in a trace nothing can be raised: it makes the loss nan.
         bad = ~(in_range(labels, num_classes) | (labels == skipped))
-        loss = loss_of(scores, torch.where(bad, skipped, labels))
+        loss = F.cross_entropy(scores, torch.where(bad, skipped, labels), *options)
         loss = torch.where(bad if reduction == "none" else bad.any(), torch.nan, loss)
     return loss if loss.dtype == logits.dtype else loss.to(logits.dtype)
 
