@@ -192,7 +192,7 @@ COUNT = """
 import numpy as np
 from portable_ops_backends.cpu import counting, threads
 threads.worker_count = lambda: 2
-a = np.zeros(2**17, np.uint8)
+a = np.zeros(2**20, np.uint8)
 count = lambda: int(counting.count_pairs(a, a, 2, None)[0][0, 0])
 """
 
@@ -207,7 +207,7 @@ count()
 assert threads._pool is not None
 child = os.fork()
 if child == 0:
-    os._exit(0 if count() == 2**17 else 1)
+    os._exit(0 if count() == 2**20 else 1)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     )
