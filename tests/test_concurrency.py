@@ -131,7 +131,7 @@ class Scores(torch.utils.data.Dataset):
     def __len__(self):
         return 8
     def __getitem__(self, number):
-        labels = np.random.default_rng(number).integers(0, 5, (2, 2**17), dtype=np.uint8)
+        labels = np.random.default_rng(number).integers(0, 5, (2, 2**20), dtype=np.uint8)
         tensors = torch.from_numpy(labels)
         logits = torch.from_numpy(labels[:, :100].astype(np.float32))
         return float(po.mean_iou(*labels, 5)), float(po.mean_iou(*tensors, 5)), float(po.logsumexp(logits, axis=None))
