@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -172,16 +173,38 @@ def strictest() -> Iterator[None]:
 
 
 @contextmanager
+def _all_large(backend: Backend) -> Iterator[None]:
+    """Arrays of the backend are of more elements than any kernel's smallest."""
+    before = backend.size_of
+    object.__setattr__(backend, "size_of", lambda array: sys.maxsize if before(array) else 0)  # the dataclass is frozen
+    try:
+        yield
+    finally:
+        object.__setattr__(backend, "size_of", before)
+
+
+@contextmanager
 def kernels_of_any_size() -> Iterator[None]:
     """The Numba kernels serve arrays however small, in several threads."""
-    from portable_ops_backends.cpu import availability, cross_entropy, dice, sigmoid, softmax, threads
+    from portable_ops_backends.cpu import (
+        availability,
+        binary_cross_entropy,
+        cross_entropy,
+        dice,
+        sigmoid,
+        softmax,
+        threads,
+    )
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(availability, "SMALLEST", 1)
+    with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
+        for name in ("numpy", "torch"):
+            stack.enter_context(_all_large(registered_backends()[name]))
+        patch.setattr(availability, "SMALLEST_ATTENTION", 1)
         patch.setattr(availability, "SHORTEST_SUM", 1)
         patch.setattr(threads, "worker_count", lambda: 3)
         patch.setattr(dice, "PIECE", 32)
-        for module in (cross_entropy, sigmoid, softmax):
+        patch.setattr(dice, "SMALLEST_PART", 1)
+        for module in (binary_cross_entropy, cross_entropy, sigmoid, softmax):
             patch.setattr(module, "SMALLEST_PART", 1)
         for module in (cross_entropy, softmax):  # some of the tests' rows are longer, some shorter
             patch.setattr(module, "SHORTEST_ROW", 4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from matrix import COUNTS, STRICTEST, Target, require_counts
 from portable_ops_bench.cases import CASES, primary_case
 
+import portable_ops as po
 from portable_ops.dispatch import OPERATIONS
 
 THREADS = 8
@@ -129,7 +131,7 @@ class Scores(torch.utils.data.Dataset):
     def __len__(self):
         return 8
     def __getitem__(self, number):
-        labels = np.random.default_rng(number).integers(0, 5, (2, 2**17), dtype=np.uint8)
+        labels = np.random.default_rng(number).integers(0, 5, (2, 2**20), dtype=np.uint8)
         tensors = torch.from_numpy(labels)
         logits = torch.from_numpy(labels[:, :100].astype(np.float32))
         return float(po.mean_iou(*labels, 5)), float(po.mean_iou(*tensors, 5)), float(po.logsumexp(logits, axis=None))
@@ -157,3 +159,66 @@ def test_workers_of_a_data_loader(way: str, tmp_path: Path) -> None:
         timeout=150,
     )
     assert "agreed" in done.stdout, done.stderr[-3000:]
+
+
+def _most_at_once(callers: int, call: Any) -> int:
+    """How many threads were in the parts of a kernel at one time, while so many threads called."""
+    running, most, lock = 0, 0, threading.Lock()
+
+    def work(part: int, start: int, stop: int) -> None:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.002)
+        with lock:
+            running -= 1
+
+    together = threading.Barrier(callers)
+
+    def one(_: int) -> None:
+        together.wait()
+        for _ in range(5):
+            call(work)
+
+    with ThreadPoolExecutor(callers) as pool:
+        list(pool.map(one, range(callers)))
+    return most
+
+
+@pytest.mark.of_backend("numpy")
+def test_callers_at_once_share_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As the workers of Dask's threaded scheduler do, of which there is one for each CPU.
+    from portable_ops_backends.cpu import threads
+
+    monkeypatch.setattr(threads, "_pool", None)
+    monkeypatch.setattr(threads, "worker_count", lambda: 4)
+
+    def call(work: Any) -> None:
+        threads.run_in_parts(work, 64, 1)
+
+    assert _most_at_once(1, call) == 4
+    # A caller that comes while others have help does not send it home, but brings no more.
+    assert _most_at_once(4, call) <= 4 + 3
+    assert threads._callers == 0
+
+
+@pytest.mark.of_backend("torch")
+def test_no_more_threads_than_torch_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    pytest.importorskip("numba", reason="numba is not installed")
+    from portable_ops_backends.cpu import counting, threads
+
+    monkeypatch.setattr(threads, "worker_count", lambda: 4)
+    monkeypatch.setattr(counting, "SMALLEST_PART", 1024)
+    seen: list[int] = []
+    run = threads.run_in_parts
+    monkeypatch.setattr(counting, "run_in_parts", lambda *given: (seen.append(threads.thread_limit()), run(*given)))
+    labels, before = torch.zeros(2**17, dtype=torch.uint8), torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            po.confusion_matrix(labels, labels, 2)
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1, 2]

@@ -42,9 +42,11 @@ def uniform(generator: Any, shape: tuple[int, ...], dtype: Any, device: Any = No
     return generator.random(shape, dtype=drawn).astype(dtype, copy=False)
 
 
-def _numba(module: str, function: str, why_not: Callable[..., str | None]) -> Kernel:
+def _numba(
+    module: str, function: str, why_not: Callable[..., str | None], smallest: int = availability.SMALLEST
+) -> Kernel:
     path = f"portable_ops_backends.cpu.{module}:{function}"
-    return Kernel(name="numba", function=path, why_not=why_not, smallest=availability.SMALLEST)
+    return Kernel(name="numba", function=path, why_not=why_not, smallest=smallest)
 
 
 def _counting(function: str) -> tuple[Kernel, ...]:
@@ -79,7 +81,13 @@ backend = Backend(
         "sigmoid": (_numba("sigmoid", "sigmoid", availability.why_not_elementwise),),
         "log_sigmoid": (_numba("sigmoid", "log_sigmoid", availability.why_not_elementwise),),
         "cross_entropy": (_numba("cross_entropy", "cross_entropy", availability.why_not_cross_entropy),),
+        "binary_cross_entropy": (
+            _numba("binary_cross_entropy", "binary_cross_entropy", availability.why_not_binary_cross_entropy),
+        ),
         "dice_coefficient": (_numba("dice", "dice_coefficient", availability.why_not_dice),),
+        "scaled_dot_product_attention": (
+            _numba("attention", "scaled_dot_product_attention", availability.why_not_attention, smallest=0),
+        ),
         "confusion_matrix": _counting("confusion_matrix"),
         "intersection_and_union": _counting("intersection_and_union"),
     },

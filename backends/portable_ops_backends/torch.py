@@ -163,7 +163,11 @@ def why_not_cross_entropy(
     if not from_logits:
         return "torch takes logits"
     if target.ndim == logits.ndim:
-        return "torch makes nan of 0 * -inf in class probabilities"
+        if not (on_host(logits) and is_concrete(logits) and is_concrete(target)):
+            return "torch makes nan of 0 * -inf in class probabilities"
+        # A sum is not finite if a term is not.
+        if not bool((logits.detach().sum() + target.detach().sum()).isfinite()):
+            return "a logit or a class probability that is not finite"
     if weight is not None and weight.requires_grad:
         return "torch has no gradient with respect to the weights"
     return "size 0" if 0 in logits.shape else why_not_elementwise(logits)
@@ -244,19 +248,51 @@ def _why_not_memory(*tensors: Any) -> str | None:
     return "forward-mode differentiation" if torch.autograd.forward_ad._current_level >= 0 else None
 
 
-def _without_gradient(asked: Callable[..., str | None], count: int = 1) -> Callable[..., str | None]:
-    """What a kernel without a gradient is asked: of the first `count` arguments, all tensors, none may need one."""
+def _without_gradient(asked: Callable[..., str | None]) -> Callable[..., str | None]:
+    """What a kernel without a gradient is asked."""
 
     @functools.wraps(asked)
     def why_not(*args: Any, **kwargs: Any) -> str | None:
-        reason = _why_not_memory(*args[:count])
+        x = args[0]
+        reason = _why_not_memory(x)
         if reason is not None:
             return reason
-        if sys.modules["torch"].is_grad_enabled() and any(x.requires_grad for x in args[:count]):
+        if sys.modules["torch"].is_grad_enabled() and x.requires_grad:
             return "gradients are asked for"
         return asked(*args, **kwargs)
 
     return why_not
+
+
+def why_not_numba_binary_cross_entropy(
+    logits: Any,
+    target: Any,
+    /,
+    *,
+    weight: Any = None,
+    pos_weight: Any = None,
+    ignore_index: int | None = None,
+    reduction: str = "mean",
+    from_logits: bool = True,
+    eps: float | None = None,
+) -> str | None:
+    """The kernel has a gradient with respect to the logits."""
+    reason = _why_not_memory(logits, target)
+    if reason is not None:
+        return reason
+    if target.requires_grad and sys.modules["torch"].is_grad_enabled():
+        return "the kernel has no gradient with respect to the target"
+    return availability.why_not_binary_cross_entropy(
+        logits, target, weight=weight, pos_weight=pos_weight, from_logits=from_logits
+    )
+
+
+def why_not_numba_dice(
+    pred: Any, target: Any, /, *, axis: Any = None, smooth: float = 0.0, absent: float = 1.0
+) -> str | None:
+    """Host kernels read memory."""
+    reason = _why_not_memory(pred, target)
+    return availability.why_not_dice(pred, target, axis=axis) if reason is None else reason
 
 
 def why_not_numba_cross_entropy(
@@ -288,7 +324,7 @@ def why_not_numba_cross_entropy(
 
 def _numba(module: str, function: str, why_not: Callable[..., str | None]) -> Kernel:
     path = f"portable_ops_backends.cpu.{module}:{function}"
-    return Kernel(name="numba", function=path, why_not=why_not, smallest=availability.SMALLEST)
+    return Kernel(name="numba", function=path, why_not=why_not, smallest=availability.smallest_beside_torch(function))
 
 
 def _activation(function: str, numba: Callable[..., str | None], own: Callable[..., str | None]) -> tuple[Kernel, ...]:
@@ -344,9 +380,8 @@ backend = Backend(
             _numba("torch_losses", "cross_entropy", why_not_numba_cross_entropy),
             *_native("cross_entropy", why_not_cross_entropy),
         ),
-        "dice_coefficient": (
-            _numba("torch_dice", "dice_coefficient", _without_gradient(availability.why_not_dice, 2)),
-        ),
+        "binary_cross_entropy": (_numba("torch_losses", "binary_cross_entropy", why_not_numba_binary_cross_entropy),),
+        "dice_coefficient": (_numba("torch_dice", "dice_coefficient", why_not_numba_dice),),
         "scaled_dot_product_attention": _native("scaled_dot_product_attention", why_not_attention),
         "confusion_matrix": _counting("confusion_matrix"),
         "intersection_and_union": _counting("intersection_and_union"),

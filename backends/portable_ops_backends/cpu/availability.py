@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -15,10 +16,29 @@ SHORTEST_SUM = 64
 """Elements in one piece of memory from which on their sums are worth a kernel."""
 
 SMALLEST = 2**16
-"""Elements from which on a kernel is worth loading, `Kernel.smallest`. `bincount` of fewer takes less than a millisecond."""
+"""Elements from which on a kernel is worth loading, `Kernel.smallest`. With fewer, `bincount` takes less than 1 ms."""
+
+SMALLEST_ATTENTION = 2**17
+"""Weights from which on attention in blocks is worth loading a kernel."""
 
 MOST_CLASSES = 2**13
 """Beyond, a kernel's private counters for every thread would outweigh the pairs counted."""
+
+
+def smallest_beside_torch(operation: str) -> int:
+    """Elements of a torch tensor from which on: with fewer, torch's own functions are faster, or the definition of Dice is."""
+    return _SMALLEST_BESIDE_TORCH.get(operation, SMALLEST)
+
+
+_SMALLEST_BESIDE_TORCH = {
+    "softmax": 2**22,
+    "log_softmax": 2**22,
+    "logsumexp": 2**21,
+    "sigmoid": 2**22,
+    "log_sigmoid": 2**21,
+    "cross_entropy": 2**19,
+    "dice_coefficient": 2**20,
+}
 
 
 @cache
@@ -82,6 +102,30 @@ def why_not_cross_entropy(
     return "the kernel takes class indices" if reason is None and target.ndim == logits.ndim else reason
 
 
+def why_not_binary_cross_entropy(
+    logits: Any,
+    target: Any,
+    /,
+    *,
+    weight: Any = None,
+    pos_weight: Any = None,
+    ignore_index: int | None = None,
+    reduction: str = "mean",
+    from_logits: bool = True,
+    eps: float | None = None,
+) -> str | None:
+    """Reason not to compute a binary cross-entropy with Numba."""
+    reason = _why_not_floating(logits)
+    if reason is not None:
+        return reason
+    if not from_logits:
+        return "the kernel takes logits"
+    if weight is not None or pos_weight is not None:
+        return "the kernel has no weights"
+    name = dtype_name(target.dtype)
+    return None if name in LABELS or name == dtype_name(logits.dtype) else f"{name} beside {dtype_name(logits.dtype)}"
+
+
 def why_not_dice(
     pred: Any, target: Any, /, *, axis: Any = None, smooth: float = 0.0, absent: float = 1.0
 ) -> str | None:
@@ -95,6 +139,38 @@ def why_not_dice(
         return "float16 beside bfloat16"
     # The innermost axes of memory that are summed over make the rows of which the kernel needs long ones.
     return None if innermost_size(pred, axis) >= SHORTEST_SUM else "what is summed does not lie in one piece of memory"
+
+
+def why_not_attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    /,
+    *,
+    mask: Any = None,
+    bias: Any = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    rng: Any = None,
+    enable_gqa: bool = False,
+) -> str | None:
+    """Reason not to attend with Numba."""
+    if math.prod(query.shape[:-1]) * key.shape[-2] < SMALLEST_ATTENTION:
+        return f"fewer than {SMALLEST_ATTENTION} weights"
+    if not is_numba_installed():
+        return "numba is not installed"
+    if dropout_p:
+        return "the kernel has no dropout"
+    if 0 in query.shape or 0 in key.shape or 0 in value.shape:
+        return "size 0"
+    name = dtype_name(query.dtype)
+    if name not in FLOATS:
+        return f"{name} has no kernel"
+    # A sum is not finite if a term is not; its own overflow only costs the kernel.
+    if (mask is not None or is_causal) and not math.isfinite(float(value.sum(dtype="float64"))):
+        return "a value that is not finite would leak through the mask"
+    return None
 
 
 def innermost_size(x: Any, axis: Any) -> int:

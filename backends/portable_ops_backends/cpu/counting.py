@@ -1,9 +1,8 @@
 """Counting pairs of labels in one pass over them.
 
-Label maps have long runs. Where 64 pairs are the same, they are counted at once; of 64 uint8 labels, which are eight words of
-eight bytes, each word that is uniform is. Other pairs are counted one by one into several histograms in turn, since adding to a
-counter that was stored to just now has to wait for that store. uint8 labels index a table of all pairs that there can be, so
-that none need be compared with the number of classes.
+Label maps have long runs: pairs are compared with those before them, 64 at once, and a run is counted at its end. Where there
+are many short ones, pairs are counted one by one into several histograms in turn, since adding to a counter that was stored to
+just now has to wait for that store.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import array_api_compat.numpy as xp
 import numpy as np
 
 from portable_ops.counting import Areas, raise_for_labels
+from portable_ops_backends.cpu.bits import GROUP, changes, lowest, number_set
 from portable_ops_backends.cpu.compiling import compiled
 from portable_ops_backends.cpu.labels import comparable, label_to_ignore
 from portable_ops_backends.cpu.layout import memory_order, readonly
@@ -22,107 +22,70 @@ from portable_ops_backends.cpu.threads import parts_of, run_in_parts
 Array = np.ndarray[Any, Any]
 
 LANES = 4
-SMALLEST_PART = 2**15
+MOST_CLASSES_OF_LANES = 45
+"""Beyond, so many histograms would not fit into the first cache of a core."""
+
+SMALLEST_PART = 2**18
 MOST_CLASSES_OF_A_MATRIX = 128
 """Areas of up to so many classes are read off the pairs, whose counters then fit into the cache of a core."""
 
-BYTES = 256
-ROW_OF_TABLE = BYTES + 16
-"""Rows of the table of uint8 pairs. A power of two would put the counters of many pairs into one set of the cache."""
+MOST_PAIRS = 2**31
+"""Pairs after which counters of 32 bits are emptied."""
 
-MOST_GROUPS = 2**25
-"""Groups of labels after which counters of 32 bits are emptied; they end at 2**32."""
-
-
-GROUP = 64
-"""Labels that are looked at together: eight words of eight bytes."""
-
-MOST_MIXED = 3
-"""Words of a group, neither of whose halves is uniform, up to which it pays to look at each; branches cost more beyond."""
+MOST_RUNS = 24
+"""Runs that begin in a group of pairs up to which it pays to look for each; the branches cost more beyond."""
 
 
 @compiled
-def _count_bytes(
-    pred: Array, target: Array, pred_words: Array, target_words: Array, table: Array, start: int, stop: int
-) -> None:
-    """Groups of pairs of uint8 labels; `table` is (LANES, BYTES * ROW_OF_TABLE), indexed by target, then prediction."""
-    ones, byte, row = np.uint64(0x0101010101010101), np.uint64(0xFF), np.uint64(ROW_OF_TABLE)
+def _code(p: Any, t: Any, num_classes: Any, ignored: Any, has_ignored: bool, limits: Array) -> Any:
+    """Where a pair is counted: ``K * K`` if a label names no class, one further if it is to be ignored.
+
+    In the unsigned dtype of `limits`, in which a negative label is too large.
+    """
+    number = limits.dtype.type
+    inside = (number(t) < num_classes) & (number(p) < num_classes)
+    code = number(number(t) * num_classes + number(p)) if inside else number(num_classes * num_classes)
+    return number(num_classes * num_classes + number(1)) if has_ignored and number(t) == ignored else code
+
+
+@compiled
+def _count(pred: Array, target: Array, limits: Array, has_ignored: bool, counts: Array) -> None:
+    """Pairs of labels; `counts` is (LANES, K * K + 2), or (1, K * K + 2): pairs, bad ones, ignored ones.
+
+    `limits` are K and the label to ignore, in an unsigned dtype that holds all labels and pairs.
+    """
+    num_classes, ignored, one = limits[0], limits[1], np.uint32(1)
     codes = np.empty(GROUP, np.uint32)
-    for group in range(start, stop):
-        p, t = pred_words[group * 8 : group * 8 + 8], target_words[group * 8 : group * 8 + 8]
-        first_p, first_t = p[0] & byte, t[0] & byte
-        differs, mixed = np.uint64(0), 0
-        for k in range(8):
-            differs |= (p[k] ^ (first_p * ones)) | (t[k] ^ (first_t * ones))
-        if not differs:
-            table[0, first_t * row + first_p] += np.uint32(GROUP)
-            continue
-        for k in range(8):
-            mixed += ((p[k] ^ ((p[k] & byte) * ones)) | (t[k] ^ ((t[k] & byte) * ones))) != 0
-        if mixed <= MOST_MIXED:
-            for k in range(8):
-                x, y = p[k], t[k]
-                if x == (x & byte) * ones and y == (y & byte) * ones:
-                    table[np.uint64(k & (LANES - 1)), (y & byte) * row + (x & byte)] += np.uint32(8)
-                else:
-                    for lane in range(8):
-                        table[np.uint64(lane & (LANES - 1)), (y & byte) * row + (x & byte)] += np.uint32(1)
-                        x >>= np.uint64(8)
-                        y >>= np.uint64(8)
+    last = counts.shape[0] - 1
+    first, second, third, fourth = counts[0], counts[1 & last], counts[2 & last], counts[3 & last]
+    # The run from `begin` on has not been counted yet.
+    begin, group, size = np.uint64(0), np.uint64(1), np.uint64(pred.size)
+    while group + np.uint64(GROUP) < size:
+        bits = changes(pred, target, group)
+        found = number_set(bits)
+        if found <= MOST_RUNS:
+            while bits:
+                stop = group + lowest(bits)
+                code = _code(pred[begin], target[begin], num_classes, ignored, has_ignored, limits)
+                first[code] += np.uint32(stop - begin)
+                begin = stop
+                bits &= bits - np.uint64(1)
         else:
-            p_bytes = pred[group * GROUP : (group + 1) * GROUP]
-            t_bytes = target[group * GROUP : (group + 1) * GROUP]
+            first[_code(pred[begin], target[begin], num_classes, ignored, has_ignored, limits)] += np.uint32(
+                group - begin
+            )
+            begin = group + np.uint64(GROUP)
+            p, t = pred[group:begin], target[group:begin]
             for k in range(GROUP):
-                codes[k] = np.uint32(t_bytes[k]) * np.uint32(ROW_OF_TABLE) + np.uint32(p_bytes[k])
+                codes[k] = _code(p[k], t[k], num_classes, ignored, has_ignored, limits)
             for k in range(0, GROUP, LANES):
-                for lane in range(LANES):
-                    table[lane, codes[k + lane]] += np.uint32(1)
-
-
-@compiled
-def _read_table(table: Array, ignored: int, pairs: Array) -> int:
-    """Add the pairs of named classes to `pairs`; the number of those whose target is to be ignored."""
-    dropped = 0
-    for lane in range(LANES):
-        for t in range(pairs.shape[0]):
-            if t != ignored:
-                for p in range(pairs.shape[1]):
-                    pairs[t, p] += table[lane, t * ROW_OF_TABLE + p]
-        if ignored >= 0:
-            for p in range(BYTES):
-                dropped += table[lane, ignored * ROW_OF_TABLE + p]
-    return dropped
-
-
-@compiled
-def _code(p: Any, t: Any, num_classes: int, ignored: int, has_ignored: bool) -> Any:
-    """Where a pair is counted: ``K * K`` if a label names no class, one further if it is to be ignored."""
-    inside = (np.uint64(t) < np.uint64(num_classes)) & (np.uint64(p) < np.uint64(num_classes))
-    code = t * num_classes + p if inside else num_classes * num_classes
-    return num_classes * num_classes + 1 if has_ignored and t == ignored else code
-
-
-@compiled
-def _count_labels(pred: Array, target: Array, num_classes: int, ignored: int, has_ignored: bool, counts: Array) -> None:
-    """Pairs of labels of any integer dtypes, which compare as int64; `counts` is (LANES, K * K + 2): pairs, bad, ignored."""
-    codes = np.empty(GROUP, np.int64)
-    whole = pred.size // GROUP * GROUP
-    for start in range(0, whole, GROUP):
-        p, t = pred[start : start + GROUP], target[start : start + GROUP]
-        first_p, first_t = np.int64(p[0]), np.int64(t[0])
-        differs = np.int64(0)
-        for k in range(GROUP):
-            differs |= (np.int64(p[k]) ^ first_p) | (np.int64(t[k]) ^ first_t)
-        if not differs:
-            counts[0, _code(first_p, first_t, num_classes, ignored, has_ignored)] += GROUP
-            continue
-        for k in range(GROUP):
-            codes[k] = _code(np.int64(p[k]), np.int64(t[k]), num_classes, ignored, has_ignored)
-        for k in range(0, GROUP, LANES):
-            for lane in range(LANES):
-                counts[lane, codes[k + lane]] += 1
-    for i in range(whole, pred.size):
-        counts[0, _code(np.int64(pred[i]), np.int64(target[i]), num_classes, ignored, has_ignored)] += 1
+                first[codes[k]] += one
+                second[codes[k + 1]] += one
+                third[codes[k + 2]] += one
+                fourth[codes[k + 3]] += one
+        group += np.uint64(GROUP)
+    for i in range(np.int64(begin), pred.size):
+        first[_code(pred[i], target[i], num_classes, ignored, has_ignored, limits)] += one
 
 
 @compiled
@@ -145,46 +108,21 @@ def _count_many_classes(
 def count_pairs(pred: Array, target: Array, num_classes: int, ignore_index: int | None) -> tuple[Array, int]:
     """The confusion matrix, rows = target, and how many elements have a label that names no class."""
     p, t, ignored = _prepared(pred, target, ignore_index)
-    if p.dtype == t.dtype == np.uint8:
-        return _pairs_of_bytes(p, t, num_classes, ignored)
-    bad = num_classes**2
-    counts = np.zeros((parts_of(p.size, SMALLEST_PART), LANES, bad + 2), np.int64)
-    label = -1 if ignored is None else ignored
+    wide = p.dtype.itemsize > 2 or t.dtype.itemsize > 2
+    limits = np.asarray([num_classes, (ignored or 0) % 2 ** (64 if wide else 32)], np.uint64 if wide else np.uint32)
+    lanes, bad = LANES if num_classes <= MOST_CLASSES_OF_LANES else 1, num_classes**2
+    total = np.zeros((parts_of(p.size, max(SMALLEST_PART, bad)), bad + 2), np.int64)
 
     def work(part: int, start: int, stop: int) -> None:
-        _count_labels(p[start:stop], t[start:stop], num_classes, label, ignored is not None, counts[part])
+        for first in range(start, stop, MOST_PAIRS):
+            last = min(first + MOST_PAIRS, stop)
+            counts = np.zeros((lanes, bad + 2), np.uint32)
+            _count(p[first:last], t[first:last], limits, ignored is not None, counts)
+            total[part] += counts.sum(axis=0, dtype=np.int64)
 
-    run_in_parts(work, p.size, SMALLEST_PART)
-    total = counts.sum(axis=(0, 1))
-    return total[:bad].reshape(num_classes, num_classes), int(total[bad])
-
-
-def _pairs_of_bytes(p: Array, t: Array, num_classes: int, ignored: int | None) -> tuple[Array, int]:
-    groups = p.size // GROUP
-    whole = groups * GROUP
-    p_words, t_words = readonly(p[:whole].view(np.uint64)), readonly(t[:whole].view(np.uint64))
-    named = min(num_classes, BYTES)
-    label = -1 if ignored is None or not 0 <= ignored < BYTES else ignored
-    smallest = max(1, SMALLEST_PART // GROUP)
-    parts = parts_of(groups, smallest)
-    pairs, dropped = np.zeros((parts, named, named), np.int64), np.zeros(parts, np.int64)
-
-    def work(part: int, start: int, stop: int) -> None:
-        for first in range(start, stop, MOST_GROUPS):
-            # Zeroed memory of which only the rows of labels that occur are ever touched.
-            table = np.zeros((LANES, BYTES * ROW_OF_TABLE), np.uint32)
-            _count_bytes(p, t, p_words, t_words, table, first, min(first + MOST_GROUPS, stop))
-            dropped[part] += _read_table(table, label, pairs[part])
-
-    run_in_parts(work, groups, smallest)
-    total = np.zeros((num_classes, num_classes), np.int64)
-    total[:named, :named] = pairs.sum(axis=0)
-    counted = whole - int(dropped.sum())
-    for x, y in zip(p[whole:].tolist(), t[whole:].tolist(), strict=True):
-        counted += y != label
-        if y != label and x < named and y < named:
-            total[y, x] += 1
-    return total, counted - int(total.sum())
+    run_in_parts(work, p.size, max(SMALLEST_PART, bad))
+    pairs = total.sum(axis=0)
+    return pairs[:bad].reshape(num_classes, num_classes), int(pairs[bad])
 
 
 def count_areas(

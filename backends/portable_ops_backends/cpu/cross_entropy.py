@@ -47,7 +47,7 @@ def _add_weighted(line: Array, peak: Array, weight: Any, spread: Array) -> None:
 
 
 @compiled
-def _add_to(sums: Array, which: int, term: float) -> None:
+def add_to(sums: Array, which: int, term: float) -> None:
     """Add to a sum, whose first row is it and whose second what it has lost."""
     sums[0, which], lost = two_sum(sums[0, which], term)
     sums[1, which] += lost
@@ -93,8 +93,8 @@ def _columns(
             sums[0, BAD] += t == -2
             if losses.size:
                 losses[start + j] = as_stored(short[j], losses, bfloat)
-        _add_to(sums, LOSS, sum_of(short[:width]))
-        _add_to(sums, WEIGHT, sum_of(peak[:width]))
+        add_to(sums, LOSS, sum_of(short[:width]))
+        add_to(sums, WEIGHT, sum_of(peak[:width]))
         start += width
 
 
@@ -130,8 +130,8 @@ def _rows(
                 spread += weight[i] * (row[i] - peak)
             loss = (1 - smoothing) * loss + smoothing * number((all_weights * log - spread) / row.size)
         if t >= 0:
-            _add_to(sums, LOSS, loss)
-            _add_to(sums, WEIGHT, w)
+            add_to(sums, LOSS, loss)
+            add_to(sums, WEIGHT, w)
         sums[0, BAD] += t == -2
         if losses.size:
             losses[r] = as_stored(loss if t >= 0 else 0.0, losses, bfloat)

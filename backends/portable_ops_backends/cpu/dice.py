@@ -15,6 +15,8 @@ from portable_ops_backends.cpu.halves import as_number
 from portable_ops_backends.cpu.layout import Array, memory_order, readonly
 from portable_ops_backends.cpu.threads import run_in_parts
 
+SMALLEST_PART = 2**17
+
 PIECE = 2**15
 """Elements of which each sum is made; fixed, so that results do not depend on the number of threads."""
 
@@ -78,7 +80,7 @@ def dice_sums(pred: Array, target: Array, axes: tuple[int, ...], bfloat: bool = 
     def work(part: int, start: int, stop: int) -> None:
         _all_sums(p, t, bfloat, real, sums, start, stop)
 
-    run_in_parts(work, sums.shape[0] * sums.shape[1], max(1, PIECE // n))
+    run_in_parts(work, sums.shape[0] * sums.shape[1], max(1, SMALLEST_PART // min(n, PIECE)))
     # The sums over other axes are of few numbers.
     left = sums.sum(axis=1).reshape(*(pred.shape[axis] for axis in outer), 2)
     left = left.sum(axis=tuple(place for place, axis in enumerate(outer) if axis in axes))

@@ -20,4 +20,5 @@ def label_to_ignore(target: Array, ignore_index: int | None) -> int | None:
     """The label to ignore among `comparable` ones; None if there can be none."""
     if ignore_index is None or not -(2**63) <= ignore_index < 2**63:
         return None
-    return None if target.dtype == np.uint64 and ignore_index < 0 else ignore_index
+    held = (0, 1) if target.dtype == np.bool_ else (np.iinfo(target.dtype).min, np.iinfo(target.dtype).max)
+    return ignore_index if held[0] <= ignore_index <= held[1] else None

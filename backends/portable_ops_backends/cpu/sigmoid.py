@@ -12,7 +12,7 @@ from portable_ops_backends.cpu.halves import as_number, as_stored
 from portable_ops_backends.cpu.layout import Array, memory_order, readonly
 from portable_ops_backends.cpu.threads import run_in_parts
 
-SMALLEST_PART = 2**14
+SMALLEST_PART = 2**16
 
 # Beside a float32 or a float64 it leaves the dtype as it is; an integer beside a float32 makes Numba compute in float64.
 ONE = np.float32(1)

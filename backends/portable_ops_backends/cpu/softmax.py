@@ -40,7 +40,7 @@ BLOCK_BYTES = 2**17
 SHORT_SUM = 32
 """Entries of a column that are added one after the other."""
 
-SMALLEST_PART = 2**14
+SMALLEST_PART = 2**16
 
 
 @compiled

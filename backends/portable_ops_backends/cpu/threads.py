@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 
+Queue = deque[tuple[int, int, int]]
+
+PARTS_FOR_EACH = 4
+"""Parts for each thread. More would even out more, and cost more where another thread holds the interpreter's lock."""
+
 _pool: ThreadPoolExecutor | None = None
+_callers = 0
 _lock = threading.Lock()
 _here = threading.local()
 
@@ -49,40 +56,74 @@ def at_most(threads: int) -> Iterator[None]:
         _here.most = before
 
 
-def run_in_parts(work: Callable[[int, int, int], None], size: int, smallest: int) -> int:
+def run_in_parts(
+    work: Callable[[int, int, int], None], size: int, smallest: int, for_each: int = PARTS_FOR_EACH
+) -> int:
     """Call ``work(part, start, stop)`` on parts of ``range(size)``, none smaller than `smallest` unless there is but one.
 
-    Returns the number of parts. The caller does one of them; called from within a part, all.
+    There are at most `for_each` parts for each thread: more where a part takes milliseconds. Threads take what is next, rather
+    than a share each: some are held up, by torch's own threads, which stay busy for a while after a call, or by another
+    process. The caller takes parts as well. Returns the number of parts.
     """
-    parts = parts_of(size, smallest)
-    edges = [size * part // parts for part in range(parts + 1)]
-    if parts == 1:
-        work(0, 0, size)
-        return 1
-    others = [_executor().submit(_guarded, work, part, edges[part], edges[part + 1]) for part in range(1, parts)]
-    try:
-        work(0, 0, edges[1])
-    finally:
-        for other in others:
-            other.result()
+    parts = parts_of(size, smallest, for_each)
+    queue = deque((part, size * part // parts, size * (part + 1) // parts) for part in range(parts))
+    with _helpers(min(thread_limit(), parts) - 1) as count:
+        others = [_executor().submit(_guarded, work, queue) for _ in range(count)]
+        try:
+            _take(work, queue)
+        finally:
+            queue.clear()
+            for other in others:
+                if not other.cancel():
+                    other.result()
     return parts
 
 
-def parts_of(size: int, smallest: int) -> int:
-    """How many parts `run_in_parts` makes."""
-    # A part must not wait for threads of the pool in which it runs itself.
-    if getattr(_here, "busy", False):
-        return 1
+def parts_of(size: int, smallest: int, for_each: int = PARTS_FOR_EACH) -> int:
+    """How many parts `run_in_parts` makes, whatever else is running."""
+    threads = thread_limit()
+    return max(1, min(threads * for_each if threads > 1 else 1, size // max(smallest, 1)))
+
+
+def thread_limit() -> int:
+    """How many threads a call from here may take."""
     most = getattr(_here, "most", None)
-    return max(1, min(worker_count() if most is None else min(most, worker_count()), size // smallest))
+    return worker_count() if most is None else min(most, worker_count())
 
 
-def _guarded(work: Callable[[int, int, int], None], part: int, start: int, stop: int) -> None:
+@contextmanager
+def _helpers(wanted: int) -> Iterator[int]:
+    """How many threads of the pool may help: what other callers take, as the workers of a Dask scheduler, is not free."""
+    global _callers
+    # A part must not wait for threads of the pool in which it runs itself.
+    if wanted <= 0 or getattr(_here, "busy", False):
+        yield 0
+        return
+    with _lock:
+        _callers += 1
+        free = worker_count() - _callers
+    try:
+        yield max(0, min(wanted, free))
+    finally:
+        with _lock:
+            _callers -= 1
+
+
+def _guarded(work: Callable[[int, int, int], None], queue: Queue) -> None:
     _here.busy = True
     try:
-        work(part, start, stop)
+        _take(work, queue)
     finally:
         _here.busy = False
+
+
+def _take(work: Callable[[int, int, int], None], queue: Queue) -> None:
+    while True:
+        try:
+            part = queue.popleft()
+        except IndexError:
+            return
+        work(*part)
 
 
 def _executor() -> ThreadPoolExecutor:
@@ -94,8 +135,8 @@ def _executor() -> ThreadPoolExecutor:
 
 
 def _forget() -> None:
-    global _pool, _lock
-    _pool, _lock = None, threading.Lock()
+    global _pool, _lock, _callers
+    _pool, _lock, _callers = None, threading.Lock(), 0
 
 
 # The threads of a pool do not follow into a forked child, and its lock may be held there by nobody.

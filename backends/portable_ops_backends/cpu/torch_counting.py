@@ -8,6 +8,7 @@ from torch import Tensor
 
 from portable_ops.counting import Areas, raise_for_labels
 from portable_ops_backends.cpu import counting
+from portable_ops_backends.cpu.threads import at_most
 
 
 def confusion_matrix(
@@ -20,7 +21,8 @@ def confusion_matrix(
     validate: bool | None = None,
 ) -> Tensor:
     """See `portable_ops.confusion_matrix`."""
-    pairs, bad = counting.count_pairs(pred.numpy(), target.numpy(), num_classes, ignore_index)
+    with at_most(torch.get_num_threads()):
+        pairs, bad = counting.count_pairs(pred.numpy(), target.numpy(), num_classes, ignore_index)
     if bad and validate is not False:
         raise_for_labels(xp, pred, target, num_classes, ignore_index)
     return torch.from_numpy(pairs)
@@ -36,7 +38,8 @@ def intersection_and_union(
     validate: bool | None = None,
 ) -> Areas:
     """See `portable_ops.intersection_and_union`."""
-    *areas, bad = counting.count_areas(pred.numpy(), target.numpy(), num_classes, ignore_index)
+    with at_most(torch.get_num_threads()):
+        *areas, bad = counting.count_areas(pred.numpy(), target.numpy(), num_classes, ignore_index)
     if bad and validate is not False:
         raise_for_labels(xp, pred, target, num_classes, ignore_index)
     return Areas(*map(torch.from_numpy, areas))

@@ -9,8 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import portable_ops as po
+from portable_ops.dispatch import standard_only
 from portable_ops.labels import ignored_labels, require_in_range, widened
 from portable_ops.targets import class_axis_of
+from portable_ops_backends.cpu import binary_cross_entropy as binary
 from portable_ops_backends.cpu.cross_entropy import BAD, WEIGHT, problem, reduced, solve
 from portable_ops_backends.cpu.cross_entropy_gradient import gradient
 from portable_ops_backends.cpu.threads import at_most
@@ -102,3 +105,60 @@ def _problem(
     return problem(
         as_array(logits), target.numpy(), axis, weights, ignore_index, smoothing, logits.dtype == torch.bfloat16
     )
+
+
+def binary_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    /,
+    *,
+    weight: None = None,
+    pos_weight: None = None,
+    ignore_index: int | None = None,
+    reduction: str = "mean",
+    from_logits: bool = True,
+    eps: None = None,
+) -> Tensor:
+    """See `portable_ops.binary_cross_entropy`."""
+    with at_most(torch.get_num_threads()):
+        result: Tensor = _BinaryCrossEntropy.apply(  # type: ignore[no-untyped-call]
+            logits, target, ignore_index, reduction
+        )
+    return result
+
+
+class _BinaryCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: Tensor, ignore_index: int | None, reduction: str) -> Tensor:
+        given, order = _binary_problem(logits, target, ignore_index)
+        shape = [logits.shape[one] for one in order] if reduction == "none" else 0
+        losses = np.empty(shape, given.logits.dtype)
+        sums = binary.solve(given, losses.reshape(-1))
+        ctx.save_for_backward(logits, target)
+        ctx.options = ignore_index, reduction
+        ctx.divisor = float(sums[WEIGHT]) if reduction == "mean" else 1.0
+        if reduction == "none":
+            return as_tensor(losses.transpose(np.argsort(order)).view(as_array(logits).dtype), logits.dtype)
+        return torch.tensor(reduced(sums, reduction), dtype=logits.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        logits, target = ctx.saved_tensors
+        ignore_index, reduction = ctx.options
+        (up,) = upstream
+        if torch.is_grad_enabled():  # a gradient of the gradient was asked for: that of the definition has one
+            with standard_only():
+                loss = po.binary_cross_entropy(logits, target, ignore_index=ignore_index, reduction=reduction)
+            return (*torch.autograd.grad(loss, logits, up, create_graph=True), None, None, None)
+        with at_most(torch.get_num_threads()):
+            given, order = _binary_problem(logits, target, ignore_index)
+            flat = up.permute(order) if reduction == "none" else up
+            each = flat.to(torch.float64).numpy() / ctx.divisor if ctx.divisor else np.full((), np.nan)
+            made = (
+                binary.gradient(given, each).reshape([logits.shape[one] for one in order]).transpose(np.argsort(order))
+            )
+            return as_tensor(made.view(as_array(logits).dtype), logits.dtype), None, None, None
+
+
+def _binary_problem(logits: Tensor, target: Tensor, ignore_index: int | None) -> Any:
+    return binary.problem(as_array(logits), as_array(target), ignore_index, logits.dtype == torch.bfloat16)

@@ -67,8 +67,18 @@ def cross_entropy(
     scores = logits.float() if logits.dtype in _HALF else logits
     if axis != min(1, logits.ndim - 1):
         scores = scores.movedim(axis, 1)
-    labels: Tensor = target if target.dtype == torch.int64 else widened(xp, target)
     num_classes = logits.shape[axis]
+    if target.ndim == logits.ndim:
+        shares = target.to(scores.dtype)
+        loss = F.cross_entropy(
+            scores,
+            shares if axis == min(1, logits.ndim - 1) else shares.movedim(axis, 1),
+            weight=None if weight is None else weight.to(scores.dtype),
+            label_smoothing=label_smoothing,
+            reduction=reduction,
+        )
+        return loss if loss.dtype == logits.dtype else loss.to(logits.dtype)
+    labels: Tensor = target if target.dtype == torch.int64 else widened(xp, target)
     skipped = _NEVER if ignore_index is None or not -(2**63) <= ignore_index < 2**63 else ignore_index
     w = None if weight is None else weight.to(scores.dtype)
     # By place, as names take longer: weight, size_average, ignore_index, reduce, reduction, label_smoothing.

@@ -1,0 +1,147 @@
+"""Cross-entropy of yes-or-no targets and its gradient, each in one pass, without temporaries of the size of the logits."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from portable_ops_backends.cpu.arithmetic import FUSED, LONGEST_SUM, logarithm, power_of_e, sum_of
+from portable_ops_backends.cpu.compiling import compiled
+from portable_ops_backends.cpu.cross_entropy import LOSS, WEIGHT, add_to, reduced
+from portable_ops_backends.cpu.halves import as_number, as_stored
+from portable_ops_backends.cpu.labels import comparable
+from portable_ops_backends.cpu.layout import Array, memory_order, readonly
+from portable_ops_backends.cpu.threads import parts_of, run_in_parts
+
+SMALLEST_PART = 2**16
+
+
+@compiled(fastmath=FUSED)
+def _losses(x: Array, target: Array, ignored: Any, has_ignored: bool, bfloat: bool, line: Array, kept: Array) -> None:
+    """Each element's loss, and whether it counts."""
+    number = line.dtype.type
+    zero, one = number(0), number(1)
+    for i in range(line.size):
+        z, t = number(as_number(x[i], bfloat)), number(as_number(target[i], bfloat))
+        power = power_of_e(-abs(z))
+        total = one + power
+        # The logarithm of what the sum was rounded to, and to first order of what that has lost.
+        rest = logarithm(total) + (power - (total - one)) / total
+        if_positive, if_negative = rest - (z if z < zero else zero), rest + (zero if z < zero else z)
+        loss = (t * if_positive if t != zero else zero) + ((one - t) * if_negative if t != one else zero)
+        skipped = has_ignored and t == ignored
+        line[i] = zero if skipped else loss
+        kept[i] = zero if skipped else one
+
+
+@compiled
+def _sum(
+    x: Array,
+    target: Array,
+    ignored: Array,
+    has_ignored: bool,
+    bfloat: bool,
+    losses: Array,
+    sums: Array,
+    start: int,
+    stop: int,
+) -> None:
+    """Flat arrays; `losses` is as long, or empty if only the sums are asked for."""
+    line, kept = np.empty(LONGEST_SUM, ignored.dtype), np.empty(LONGEST_SUM, ignored.dtype)
+    for first in range(start, stop, LONGEST_SUM):
+        last = min(first + LONGEST_SUM, stop)
+        piece, counted = line[: last - first], kept[: last - first]
+        _losses(x[first:last], target[first:last], ignored[0], has_ignored, bfloat, piece, counted)
+        for i in range(piece.size if losses.size else 0):
+            losses[first + i] = as_stored(piece[i], losses, bfloat)
+        add_to(sums, LOSS, sum_of(piece))
+        sums[0, WEIGHT] += sum_of(counted)
+
+
+@compiled(fastmath=FUSED)
+def _write_gradient(
+    x: Array, target: Array, ignored: Array, has_ignored: bool, bfloat: bool, upstream: Array, out: Array
+) -> None:
+    """Given the gradient of each loss, or one number for all."""
+    number = upstream.dtype.type
+    zero, one = number(0), number(1)
+    same = upstream[0]
+    for i in range(x.size):
+        z, t = number(as_number(x[i], bfloat)), number(as_number(target[i], bfloat))
+        power = power_of_e(-abs(z))
+        larger, smaller = one / (one + power), power / (one + power)
+        slope = (one - t) * (smaller if z < zero else larger) - t * (larger if z < zero else smaller)
+        up = upstream[i] if upstream.size > 1 else same
+        out[i] = as_stored(zero if has_ignored and t == ignored[0] else up * slope, out, bfloat)
+
+
+class Problem(NamedTuple):
+    """Flat logits and targets in one order, and what else the kernels are told."""
+
+    logits: Array
+    target: Array
+    ignored: Array
+    has_ignored: bool
+    bfloat: bool
+
+
+def problem(
+    logits: Array, target: Array, ignore_index: int | None, bfloat: bool = False
+) -> tuple[Problem, tuple[int, ...]]:
+    """The problem, and the order of axes in which it has the elements. Halves may come as their bits."""
+    order = memory_order(logits)
+    x, t = (np.ascontiguousarray(array.transpose(order)).reshape(-1) for array in (logits, target))
+    real = np.dtype(np.float32) if logits.dtype.itemsize == 2 else logits.dtype
+    if x.dtype.itemsize == 2:
+        x = x.view(np.uint16)
+    t = t.view(np.uint16) if t.dtype == np.float16 else comparable(t)
+    ignored = readonly(np.asarray([0 if ignore_index is None else ignore_index], real))
+    return Problem(readonly(x), readonly(t), ignored, ignore_index is not None, bfloat), order
+
+
+def solve(given: Problem, losses: Array) -> Array:
+    """The sums over all elements; `losses` takes each element's own, unless it is empty."""
+    sums = np.zeros((parts_of(given.logits.size, SMALLEST_PART), 2, 3))
+
+    def work(part: int, start: int, stop: int) -> None:
+        _sum(*given, losses, sums[part], start, stop)
+
+    run_in_parts(work, given.logits.size, SMALLEST_PART)
+    result: Array = sums.sum(axis=(0, 1))
+    return result
+
+
+def gradient(given: Problem, upstream: Array) -> Array:
+    """Of the losses, given that with respect to each of them, in their order, or to their sum; flat."""
+    made = np.empty(given.logits.shape, given.logits.dtype)
+    up = readonly(np.ascontiguousarray(upstream, given.ignored.dtype).reshape(-1))
+
+    def work(part: int, start: int, stop: int) -> None:
+        x, t = given.logits[start:stop], given.target[start:stop]
+        _write_gradient(x, t, *given[2:], up[start:stop] if up.size > 1 else up, made[start:stop])
+
+    run_in_parts(work, given.logits.size, SMALLEST_PART)
+    return made
+
+
+def binary_cross_entropy(
+    logits: Array,
+    target: Array,
+    /,
+    *,
+    weight: None = None,
+    pos_weight: None = None,
+    ignore_index: int | None = None,
+    reduction: str = "mean",
+    from_logits: bool = True,
+    eps: None = None,
+) -> Array:
+    """See `portable_ops.binary_cross_entropy`."""
+    given, order = problem(logits, target, ignore_index)
+    losses = np.empty([logits.shape[one] for one in order] if reduction == "none" else 0, logits.dtype)
+    flat = losses.reshape(-1)
+    sums = solve(given, flat.view(np.uint16) if flat.dtype.itemsize == 2 else flat)
+    if reduction == "none":
+        return losses.transpose(np.argsort(order))
+    return np.asarray(reduced(sums, reduction), dtype=logits.dtype)
