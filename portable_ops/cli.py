@@ -17,8 +17,12 @@ ENTRY_POINT_GROUP = "portable_ops.commands"
 SUMMARIES = {
     "bench": "Measure operations on every backend, check them against float64 oracles, and report.",
     "doctor": "Show what is installed, which kernels serve what, and what is missing.",
+    "evaluate": "Score label maps in files: folders of images, or stacks larger than memory.",
     "report": "Render a stored report again: terminal, HTML, Markdown.",
 }
+
+EXTRAS = {"evaluate": "files"}
+"""The extra that a subcommand needs, if not ``bench``."""
 
 MISSING_COMMAND_LINE = 'portable-ops: the command line needs the extra "cli": python -m pip install "portable-ops[cli]"'
 
@@ -70,11 +74,9 @@ def _load(entry: metadata.EntryPoint) -> Any:
         return entry.load()
     except ImportError as error:
         missing = (error.name or "").partition(".")[0]
-        sys.exit(
-            _fail(
-                f'portable-ops: {entry.name} needs the package "{missing}": python -m pip install "portable-ops[bench]"'
-            )
-        )
+        extra = EXTRAS.get(entry.name, "bench")
+        install = f'python -m pip install "portable-ops[{extra}]"'
+        sys.exit(_fail(f'portable-ops: {entry.name} needs the package "{missing}": {install}'))
 
 
 def _fail(message: str) -> int:
