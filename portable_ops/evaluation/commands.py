@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+import logging
 import signal
 from pathlib import Path
 from typing import Annotated, Any
@@ -73,6 +74,7 @@ def evaluate(
     status 1 there are scores only with --keep-going.
     """
     console, complaints = Console(), Console(stderr=True)
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it tells of bad files, as do problems
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
     conventions = convention or []

@@ -105,7 +105,7 @@ def require_label_map(path: str, array: Any) -> Host:
         wanted = "an integer dtype; take the argmax of scores first" if array.dtype.kind == "f" else "an integer dtype"
         raise BadFileError(UNREADABLE, f"{path}: got dtype {array.dtype}; expected {wanted}")
     if array.dtype.kind == "b":
-        return array.view(np.uint8)
+        return (array.view(np.uint8) != 0).view(np.uint8)  # Pillow's True is 255
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
@@ -152,7 +152,8 @@ def _tiff(path: str) -> Host:
 
 
 def _npz(path: str, key: str | None) -> Host:
-    with np.load(path, allow_pickle=False) as kept:
+    # Opened here, as NumPy leaves a file open that is no zip file.
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as kept:
         return kept[chosen_key(path, list(kept.files), key)]
 
 

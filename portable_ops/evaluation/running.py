@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -91,6 +92,7 @@ class _Pools:
 
 
 def _start_worker(parent: int) -> None:
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it tells of bad files, as do problems
     # The CPUs are shared by processes, not by threads of each, unless somebody said otherwise.
     os.environ.setdefault("PORTABLE_OPS_NUM_THREADS", "1")
     # Ctrl-C reaches all processes of a terminal; the first one decides, and the others end with it, also if it is killed.
