@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from portable_ops.evaluation import Evaluation, evaluate_files
+from portable_ops.evaluation import Evaluation, evaluate_files, running
 from portable_ops.scores import SegmentationScores
 
 K = 6
@@ -65,6 +66,18 @@ def test_two_processes_one_of_which_is_killed(folders: Path, whole: dict[str, An
 
     assert said(evaluate(folders, workers=2, progress=progress)) == whole
     assert len(killed) == 2
+
+
+def test_processes_that_die_again_and_again(folders: Path) -> None:
+    def die(self: Any) -> None:
+        renew(self)
+        self.submit = lambda task, options: self.pool.submit(os._exit, 1)
+
+    renew = running._Pools.renew
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(running._Pools, "renew", die)
+        with pytest.raises(running.WorkerDiedError, match="3 times over one of 00, 01"):
+            evaluate(folders, workers=2)
 
 
 STOPPED = """

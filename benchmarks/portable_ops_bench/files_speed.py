@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,7 +90,7 @@ def measure(pixels: int = 10**9, kind: str = "regions", rounds: int = 3, folder:
             for path in paths:
                 np.sum(np.load(path, mmap_mode="r"))
 
-        ways = (summed, lambda: evaluated(False), lambda: evaluated(True))
+        ways: tuple[Callable[[], object], ...] = (summed, lambda: evaluated(False), lambda: evaluated(True))
         best = [float("inf")] * len(ways)
         # The first round compiles, and fills the page cache.
         for round_ in range(rounds + 1):

@@ -18,6 +18,7 @@ from portable_ops.evaluation.classes import read_class_names
 from portable_ops.evaluation.evaluating import evaluate_files
 from portable_ops.evaluation.evaluation import Evaluation
 from portable_ops.evaluation.problems import BadFilesError, Problem
+from portable_ops.evaluation.running import WorkerDiedError
 from portable_ops.files import write_atomically
 
 BAD_FILES, UNUSABLE, STOPPED = 1, 2, 128
@@ -109,6 +110,9 @@ def evaluate(
         _write(evaluation, json, html, markdown_file, console)
     except BadFilesError as bad:
         _say(complaints, f"{len(bad.problems)} bad or missing, listed above; --keep-going gives the scores of the rest")
+        raise typer.Exit(BAD_FILES) from None
+    except WorkerDiedError as error:
+        _say(complaints, f"portable-ops evaluate: {error}")
         raise typer.Exit(BAD_FILES) from None
     except _Stopped as stopped:
         _say(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
+from functools import partial
 from os import PathLike, fspath
 from pathlib import Path
 
@@ -75,7 +76,8 @@ def evaluate_files(
     keep_going : bool
         Whether bad or missing files leave a result, of the others.
     workers : int
-        How many processes count.
+        How many processes count. They import the script that asks for several, which needs to be guarded by
+        ``if __name__ == "__main__":``.
     scheduler : str, optional
         The address of a Dask scheduler, whose workers then count; they must see the files under the same paths.
     backend, device : str
@@ -99,6 +101,8 @@ def evaluate_files(
     ------
     BadFilesError
         Files are bad or missing and `keep_going` is False. All images were read nevertheless: it lists all problems.
+    WorkerDiedError
+        A process that counts dies over some images again and again.
     ValueError, TypeError, OSError, ImportError
         An option is not one of those described, does not fit the checkpoint, or needs what is not installed.
 
@@ -199,13 +203,12 @@ def _parts(
     source: Source, options: Options, start: int, workers: int, scheduler: str | None
 ) -> Generator[Counted, None, None]:
     if start < len(source):
-        tasks = source.tasks(start, workers)
         if scheduler is not None:
-            yield from on_cluster(tasks, options, scheduler)
+            yield from on_cluster(partial(source.tasks, start), options, scheduler)
         elif workers > 1:
-            yield from in_processes(tasks, options, workers)
+            yield from in_processes(source.tasks(start, workers), options, workers)
         else:
-            yield from in_turn(tasks, options)
+            yield from in_turn(source.tasks(start, workers), options)
 
 
 def _source(pred: str, target: str, pred_suffix: str, target_suffix: str, keys: Keys) -> tuple[Source, Found]:

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
@@ -26,6 +26,10 @@ TASKS_PER_WORKER = 2
 """Tasks that a process has been given at most, so that what waits to be merged stays small."""
 
 
+class WorkerDiedError(RuntimeError):
+    """Processes die over some images again and again."""
+
+
 def in_turn(tasks: Iterator[Task], options: Options) -> Iterator[Counted]:
     """One task after the other, in this process."""
     return (count(task, options) for task in tasks)
@@ -36,7 +40,7 @@ def in_processes(tasks: Iterator[Task], options: Options, workers: int) -> Itera
 
     Raises
     ------
-    RuntimeError
+    WorkerDiedError
         A process died three times over the same tasks.
     """
     waiting: deque[tuple[Task, Future[Counted]]] = deque()
@@ -52,7 +56,7 @@ def in_processes(tasks: Iterator[Task], options: Options, workers: int) -> Itera
             except BrokenProcessPool as error:
                 failures += 1
                 if failures == TRIES:
-                    raise RuntimeError(f"a process died {TRIES} times over one of {_places(waiting)}") from error
+                    raise WorkerDiedError(f"a process died {TRIES} times over one of {_places(waiting)}") from error
                 pools.renew()
                 waiting = deque((task, pools.submit(task, options)) for task, _ in waiting)
             else:
@@ -107,7 +111,7 @@ def _end_with(parent: int) -> None:
         os._exit(1)
 
 
-def on_cluster(tasks: Iterator[Task], options: Options, address: str) -> Iterator[Counted]:
+def on_cluster(tasks_for: Callable[[int], Iterator[Task]], options: Options, address: str) -> Iterator[Counted]:
     """Tasks on a Dask cluster, whose workers see the files under the same paths.
 
     A task of a worker that is lost runs again elsewhere. Parts are merged on the cluster, pair by pair; a merge makes
@@ -128,6 +132,7 @@ def on_cluster(tasks: Iterator[Task], options: Options, address: str) -> Iterato
         threads = sum(client.nthreads().values())
         if not threads:
             raise ValueError(complaint("scheduler", f"{address!r}, which has no workers", "one with workers"))
+        tasks = tasks_for(threads)
         waiting: deque[Any] = deque()
         while True:
             # One group is counted while another waits for its last worker.
