@@ -299,6 +299,14 @@ def zarr_array(path: Path, labels: Host) -> Path:
     return path.with_suffix(".zarr")
 
 
+@stack
+def zarr_in_a_zip_file(path: Path, labels: Host) -> Path:
+    path = path.with_suffix(".zarr.zip")
+    with zarr.storage.ZipStore(path, mode="w") as store:
+        zarr.create_array(store, shape=labels.shape, chunks=(4, 20, 30), dtype=labels.dtype)[:] = labels
+    return path
+
+
 @pytest.mark.parametrize("block", [100, 2000, 2**24], ids=lambda size: f"blocks of {size} bytes")
 @pytest.mark.parametrize("kind", STACKS)
 def test_stacks_are_read_in_blocks(kind: str, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

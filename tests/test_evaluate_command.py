@@ -120,6 +120,7 @@ def test_nothing_could_be_counted(tmp_path: Path) -> None:
         (("--target-suffix", "_labels"), "no target"),
         (("--workers", "0"), "--workers"),
         (("--json", "/dev/null/x"), "/dev/null"),
+        (("--html", "/"), "cannot be written"),
     ],
 )
 def test_what_is_of_no_use(arguments: tuple[str, ...], said: str, folders: Path) -> None:
@@ -127,6 +128,17 @@ def test_what_is_of_no_use(arguments: tuple[str, ...], said: str, folders: Path)
     assert code == (1 if said == "no target" else 2)
     assert said in out + err
     assert "Traceback" not in err
+
+
+def test_a_page_without_counts_of_images(folders: Path, tmp_path: Path) -> None:
+    html = tmp_path / "x.html"
+    code, out, err = run(folders, "--no-per-image", "--compare-conventions", "--html", html)
+    assert code == 0, err
+    assert "needs per_image=True" in out
+    text = html.read_text()
+    assert "needs counts of images" in text and 'id="worst"' not in text
+    code, out, err = run(folders, "--no-per-image", "--convention", "monai")
+    assert code == 2 and "needs per_image=True" in err
 
 
 def test_a_missing_reader_is_told_once(folders: Path) -> None:

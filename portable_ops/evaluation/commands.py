@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as jsonlib
 import logging
+import os
 import signal
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +21,7 @@ from portable_ops.evaluation.evaluation import Evaluation
 from portable_ops.evaluation.problems import BadFilesError, Problem
 from portable_ops.evaluation.running import WorkerDiedError
 from portable_ops.files import write_atomically
+from portable_ops.presentation import required
 
 BAD_FILES, UNUSABLE, STOPPED = 1, 2, 128
 """Exit statuses; a signal's number is added to the last."""
@@ -76,12 +78,16 @@ def evaluate(
     """
     console, complaints = Console(), Console(stderr=True)
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it tells of bad files, as do problems
-    signal.signal(signal.SIGTERM, _stop)
-    signal.signal(signal.SIGINT, _stop)
+    before = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGINT)}
     conventions = convention or []
     try:
+        # What would fail at the end fails before the first file is read.
         for name in conventions:
             convention_of(name, "iou")
+        for path in filter(None, (json, html, markdown_file)):
+            _require_writable(path)
+        for module in ("altair", "jinja2", "vl_convert", "PIL") if html else ():
+            required(module, "--html")
         with _Bar(complaints) as bar:
             evaluation = evaluate_files(
                 pred,
@@ -123,6 +129,9 @@ def evaluate(
     except (ValueError, TypeError, OSError, ImportError) as error:
         _say(complaints, f"portable-ops evaluate: {error}")
         raise typer.Exit(UNUSABLE) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if evaluation.problems:
         _say(complaints, f"{len(evaluation.problems)} bad or missing, listed above, are not in these scores")
     raise typer.Exit(0 if evaluation.is_good else BAD_FILES)
@@ -130,6 +139,12 @@ def evaluate(
 
 def _stop(number: int, frame: object) -> None:
     raise _Stopped(number)
+
+
+def _require_writable(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise OSError(f"{path} cannot be written")
 
 
 def _say(console: Console, text: str) -> None:

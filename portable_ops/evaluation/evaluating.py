@@ -15,7 +15,7 @@ from portable_ops.evaluation.checkpoint import Checkpoint
 from portable_ops.evaluation.evaluation import Evaluation
 from portable_ops.evaluation.pairing import Found, Pair, find_pairs
 from portable_ops.evaluation.problems import BadFileError, BadFilesError, Problem
-from portable_ops.evaluation.reading import PACKAGES, is_zarr, require_packages, suffix_of
+from portable_ops.evaluation.reading import ENDINGS, is_zarr, require_packages, suffix_of
 from portable_ops.evaluation.running import in_processes, in_turn, on_cluster
 from portable_ops.evaluation.sources import FileSource, Keys, Source, StackSource
 from portable_ops.evaluation.tasks import Counted, Options, merged
@@ -153,6 +153,8 @@ def evaluate_files(
             )
         state = kept.load()
         tell(state.problems)
+    elif kept is not None:
+        kept.save(state)  # now, as a folder that cannot be written to should not be found out at the end
     state = _counted(source, options, state, workers, scheduler, kept, progress or (lambda done, total: None), tell)
     problems = (*found.problems, *state.problems)
     if problems and not keep_going:
@@ -236,8 +238,9 @@ def _source(pred: str, target: str, pred_suffix: str, target_suffix: str, keys: 
         ours, theirs = (str(Path(path).parent) for path in (ours, theirs))
     if not found.pairs and not found.problems:
         got = f"{found.left_alone or 'no files'} in {pred} and {target}"
-        endings = ", ".join(ending for ending in PACKAGES if ending != ".zarr")
-        raise ValueError(complaint("pred and target", got, f"label maps in files with the endings {endings}"))
+        raise ValueError(
+            complaint("pred and target", got, f"label maps in files with the endings {', '.join(ENDINGS)}")
+        )
     require_packages(sorted({suffix_of(path) for pair in found.pairs for path in pair[1:]}))
     return FileSource(ours, theirs, found.pairs, keys), found
 
@@ -251,9 +254,8 @@ def _stacks(pred: str, target: str, keys: Keys) -> tuple[Source, Found]:
 
 def _single(pred: Path, target: Path) -> Found:
     for name, path in (("pred", pred), ("target", target)):
-        endings = [ending for ending in PACKAGES if ending != ".zarr"]
-        if path.suffix.lower() not in endings:
-            raise ValueError(complaint(name, path.name, f"a file with one of the endings {', '.join(endings)}"))
+        if path.suffix.lower() not in ENDINGS:
+            raise ValueError(complaint(name, path.name, f"a file with one of the endings {', '.join(ENDINGS)}"))
     return Found((Pair(target.stem, pred.name, target.name),), (), {})
 
 

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from portable_ops.evaluation.problems import AMBIGUOUS, MISSING, Problem
-from portable_ops.evaluation.reading import PACKAGES, suffix_of
+from portable_ops.evaluation.reading import ENDINGS, suffix_of
 
 
 class Pair(NamedTuple):
@@ -80,9 +80,9 @@ def _named(root: str, suffix: str, left_alone: Counter[str]) -> dict[str, list[s
     for path in _files(root):
         ending = suffix_of(path)
         stem = path[: len(path) - len(ending)]
-        if ending in PACKAGES and stem.endswith(suffix):
+        if ending in ENDINGS and stem.endswith(suffix):
             named.setdefault(stem[: len(stem) - len(suffix)], []).append(path)
-        elif ending in PACKAGES and suffix and path.endswith(suffix):
+        elif ending in ENDINGS and suffix and path.endswith(suffix):
             named.setdefault(path[: len(path) - len(suffix)], []).append(path)
         else:
             left_alone[ending or PurePosixPath(path).name] += 1

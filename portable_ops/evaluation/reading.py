@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +24,9 @@ PACKAGES = {
 }  # fmt: skip
 """Endings of label files, and what reads them."""
 
+ENDINGS = tuple(ending for ending in PACKAGES if ending != ".zarr")
+"""Those of single files, as folders of pairs hold them."""
+
 _DISTRIBUTIONS = {"PIL": "pillow"}
 _NOT_STORED = "label indices, in a grey image or one with a palette"
 # Pillow spreads grey values of few bits over 0 ... 255.
@@ -31,7 +35,7 @@ _SCALES = {"L;2": 85, "L;4": 17}
 
 def suffix_of(path: str) -> str:
     """The ending of a path, in lower case."""
-    return Path(path).suffix.lower()
+    return os.path.splitext(path)[1].lower()
 
 
 def is_zarr(path: str) -> bool:
@@ -201,7 +205,7 @@ class _OneImage:
 def _opened(path: str, key: str | None) -> Any:
     if is_zarr(path):
         zarr = importlib.import_module("zarr")
-        opened = zarr.open(path, mode="r")
+        opened = zarr.open(zarr.storage.ZipStore(path, mode="r") if os.path.isfile(path) else path, mode="r")
         if hasattr(opened, "dtype"):
             return opened
         return opened[chosen_key(path, [name for name, _ in opened.arrays()], key)]
