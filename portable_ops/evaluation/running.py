@@ -18,6 +18,7 @@ from typing import Any
 from portable_ops.checks import complaint
 from portable_ops.evaluation.sources import Task
 from portable_ops.evaluation.tasks import Counted, Options, count, merged
+from portable_ops.presentation import required
 
 TRIES = 3
 """How often a pool of processes is started for one part of the images, before it is given up."""
@@ -80,8 +81,7 @@ class _Pools:
     def renew(self) -> None:
         # Not by forking: a forked child has neither the threads of its parent nor its CUDA context.
         context = multiprocessing.get_context("spawn")
-        parent = os.getpid()
-        self.pool = ProcessPoolExecutor(self.workers, context, initializer=_start_worker, initargs=(parent,))
+        self.pool = ProcessPoolExecutor(self.workers, context, initializer=_start_worker)
 
     def close(self) -> None:
         self.pool.shutdown(cancel_futures=True)
@@ -95,19 +95,19 @@ class _Pools:
             return broken
 
 
-def _start_worker(parent: int) -> None:
+def _start_worker() -> None:
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it tells of bad files, as do problems
     # The CPUs are shared by processes, not by threads of each, unless somebody said otherwise.
     os.environ.setdefault("PORTABLE_OPS_NUM_THREADS", "1")
     # Ctrl-C reaches all processes of a terminal; the first one decides, and the others end with it, also if it is killed.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _end_with(parent: int) -> None:
-    started_by = multiprocessing.parent_process()
-    if started_by is not None and started_by.pid == parent:
-        started_by.join()
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
         os._exit(1)
 
 
@@ -121,11 +121,12 @@ def on_cluster(tasks_for: Callable[[int], Iterator[Task]], options: Options, add
     ------
     ValueError
         No scheduler answers at the address.
+    ImportError
+        Dask's package ``distributed`` is not installed.
     """
-    from distributed import Client
-
+    distributed = required("distributed", "a scheduler")
     try:
-        client: Any = Client(address, timeout="10s", set_as_default=False)  # type: ignore[no-untyped-call]
+        client = distributed.Client(address, timeout="10s", set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:
         raise ValueError(complaint("scheduler", f"{address!r} ({error})", "the address of a Dask scheduler")) from error
     with client:
