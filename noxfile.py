@@ -98,7 +98,7 @@ def toolkits(session: nox.Session) -> None:
 @nox.session
 def lowest(session: nox.Session) -> None:
     """The lower bounds that pyproject.toml states, but torch's; not in the default run, whose time it does not fit."""
-    extras = ".[numba,jax,dask,strict,bench,scores]"
+    extras = ".[numba,jax,dask,strict,bench,scores,files]"
     session.install("-c", "constraints-lowest.txt", "-e", extras, "pytest", "pytest-xdist", "hypothesis", "mpmath")
     chosen = ("--backend", "numpy", "--backend", "jax", "--backend", "dask")
     session.run("pytest", *chosen, "-n", "2", *session.posargs)
@@ -132,10 +132,10 @@ def wheel(session: nox.Session) -> None:
 
 @nox.session
 def browser(session: nox.Session) -> None:
-    """The report's page in a real browser, with the network blocked."""
+    """The pages of the report and of an evaluation in a real browser, with the network blocked."""
     if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
         session.skip("no Chromium on this machine")
-    install(session, "bench,numba", "playwright", *TOOLS)
+    install(session, "bench,numba,files", "playwright", *TOOLS)
     session.run("pytest", "-m", "browser", *session.posargs)
 
 

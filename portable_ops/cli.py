@@ -17,10 +17,14 @@ ENTRY_POINT_GROUP = "portable_ops.commands"
 SUMMARIES = {
     "bench": "Measure operations on every backend, check them against float64 oracles, and report.",
     "doctor": "Show what is installed, which kernels serve what, and what is missing.",
+    "evaluate": "Score label maps in files: folders of images, or stacks larger than memory.",
     "ratios": "Measure speed side by side with what people use instead, and hold it against the bars.",
-    "warmup": "Compile the Numba kernels for the usual dtypes and keep them on disk.",
     "report": "Render a stored report again: terminal, HTML, Markdown.",
+    "warmup": "Compile the Numba kernels for the usual dtypes and keep them on disk.",
 }
+
+EXTRAS = {"evaluate": "files"}
+"""The extra that a subcommand needs, if not ``bench``."""
 
 MISSING_COMMAND_LINE = 'portable-ops: the command line needs the extra "cli": python -m pip install "portable-ops[cli]"'
 
@@ -72,11 +76,9 @@ def _load(entry: metadata.EntryPoint) -> Any:
         return entry.load()
     except ImportError as error:
         missing = (error.name or "").partition(".")[0]
-        sys.exit(
-            _fail(
-                f'portable-ops: {entry.name} needs the package "{missing}": python -m pip install "portable-ops[bench]"'
-            )
-        )
+        extra = EXTRAS.get(entry.name, "bench")
+        install = f'python -m pip install "portable-ops[{extra}]"'
+        sys.exit(_fail(f'portable-ops: {entry.name} needs the package "{missing}": {install}'))
 
 
 def _fail(message: str) -> int:

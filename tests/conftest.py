@@ -22,7 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "browser: opens the report's page in a real browser")
+    config.addinivalue_line("markers", "browser: opens a page in a real browser")
     config.addinivalue_line("markers", "many_shapes: calls with so many shapes that compiling each takes long")
     config.addinivalue_line("markers", "gradients: of float64 on backends with gradients")
     config.addinivalue_line("markers", "of_backend(name): depends on this backend although it takes no target")
