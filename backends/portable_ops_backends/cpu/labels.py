@@ -18,6 +18,15 @@ def comparable(labels: Array) -> Array:
 
 def label_to_ignore(target: Array, ignore_index: int | None) -> int | None:
     """The label to ignore among `comparable` ones; None if there can be none."""
-    if ignore_index is None or not -(2**63) <= ignore_index < 2**63:
+    if ignore_index is None:
         return None
-    return None if target.dtype == np.uint64 and ignore_index < 0 else ignore_index
+    if target.dtype == np.uint64:
+        ignore_index = _as_int64(ignore_index)
+    return ignore_index if ignore_index is not None and -(2**63) <= ignore_index < 2**63 else None
+
+
+def _as_int64(number: int) -> int | None:
+    """The int64 of the same bits; None if no uint64 is this number."""
+    if not 0 <= number < 2**64:
+        return None
+    return number if number < 2**63 else number - 2**64
