@@ -17,6 +17,7 @@ jax = pytest.importorskip("jax", reason="jax is not installed")
 import jax.numpy as jnp
 
 import portable_ops as po
+from portable_ops.dispatch import OPERATIONS
 from portable_ops.routes import device_of
 
 pytestmark = pytest.mark.of_backend("jax")
@@ -81,6 +82,11 @@ COUNTING: dict[str, tuple[Function, Any]] = {
     "mean_iou": (lambda x: po.mean_iou(x, a(LABELS), 6, absent=0.0), LABELS[::-1]),
 }
 ALL = FLOATING | COUNTING
+
+
+def test_every_operation_is_transformed() -> None:
+    said = {name.partition(" ")[0].replace("attention", "scaled_dot_product_attention") for name in ALL}
+    assert said == {*OPERATIONS, "MultiHeadAttention"}
 
 
 def table(calls: dict[str, tuple[Function, Any]]) -> Any:
@@ -153,6 +159,38 @@ def test_shapes_without_values(function: Function, x: Any) -> None:
     expected = function(a(x))
     result = jax.eval_shape(function, a(x))
     assert (result.shape, result.dtype) == (expected.shape, expected.dtype)
+
+
+@pytest.mark.parametrize(("way", "grouped"), [("plain", False), ("mask", True), ("all", True), ("nan", False)])
+def test_attention_in_several_blocks_of_queries(monkeypatch: pytest.MonkeyPatch, way: str, grouped: bool) -> None:
+    from portable_ops_backends.native import jax as native
+
+    monkeypatch.setattr(native, "BLOCK_ELEMENTS", 1)  # blocks of 32 rows: two of them, and a rest of six
+    rng = np.random.default_rng(0)
+    query = rng.normal(size=(4, 70, 3))
+    key, value = rng.normal(size=(2, 2 if grouped else 4, 37, 3))
+    mask, bias = np.asarray(rng.random((70, 37)) < 0.6), rng.normal(size=(4, 70, 1))
+    mask[:, 0] = False
+    if way == "nan":
+        key[:, 0] = value[:, 0] = np.nan  # which is masked
+    arrays = {"mask": mask} if way in ("mask", "all", "nan") else {}
+    arrays |= {"bias": bias} if way == "all" else {}
+    with jax.enable_x64(True):
+        options = {name: a(array) for name, array in arrays.items()}
+        options |= {"is_causal": way == "all", "enable_gqa": grouped}
+
+        def total(*arrays: Any) -> Any:
+            return (po.scaled_dot_product_attention(*arrays, **options) * jnp.arange(70.0)[:, None]).sum()
+
+        given = [a(array) for array in (query, key, value)]
+        found = jax.value_and_grad(total, (0, 1, 2))(*given)
+        compiled = jax.jit(jax.value_and_grad(total, (0, 1, 2)))(*given)
+        mapped = jax.vmap(jax.grad(total, (0, 1, 2)))(*([array[None] for array in given]))
+        with po.standard_only():
+            expected = jax.value_and_grad(total, (0, 1, 2))(*given)
+        for one, other in ((found, expected), (compiled, expected), (mapped, [g[None] for g in expected[1]])):
+            for got, wanted in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+                np.testing.assert_allclose(got, wanted, rtol=1e-10, atol=1e-12)
 
 
 def test_the_layer_is_a_pytree() -> None:
