@@ -148,16 +148,15 @@ def test_grad_agrees_with_differences(function: Function, x: Any) -> None:
         close(jax.jit(jax.grad(total))(x), gradient)
 
 
-@pytest.mark.parametrize("name", ["logsumexp", "binary_cross_entropy", "dice_coefficient", "focal_loss"])
+@pytest.mark.parametrize("name", ["logsumexp", "dice_coefficient"])
 def test_sums_in_stages_pass_every_transform(name: str) -> None:
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
         x, t = a(rng.random((2, 300))), a((rng.random((2, 300)) > 0.5).astype(float))
         rest = () if name == "logsumexp" else (t,)
-        options = {"axis": None} if name == "logsumexp" else {"activation": "sigmoid"} if name == "focal_loss" else {}
 
         def function(x: Any) -> Any:
-            return getattr(po, name)(x, *rest, **options)
+            return getattr(po, name)(x, *rest, axis=None)
 
         gradient = jax.grad(function)(x)
         assert gradient.shape == x.shape
