@@ -192,9 +192,12 @@ def _scanned(
     lead = q[..., 0, 0].size
     step = min(rows, max(_FEWEST_ROWS, BLOCK_ELEMENTS // (lead * columns)))
     masked = mask is not None or is_causal
-    all_finite = xp.all(xp.asarray([xp.all(xp.isfinite(x)) for x in (q, k, v)])) if masked else True
-    # Where both ways are gone, as under vmap, the one that is not taken must not have nan in its gradient.
-    safe_k, safe_v = (xp.where(all_finite, x, 0) for x in (k, v)) if masked else (k, v)
+    all_finite: Any = True
+    safe_k, safe_v = k, v
+    if masked:
+        all_finite = xp.all(xp.asarray([xp.all(xp.isfinite(x)) for x in (q, k, v)]))
+        # Where both ways are gone, as under vmap, the one that is not taken must not have nan in its gradient.
+        safe_k, safe_v = xp.where(all_finite, k, 0), xp.where(all_finite, v, 0)
 
     def attend(q: Array, mask: Array | None, bias: Array | None, row: Any, number: Any) -> Array:
         dropout = Dropout(dropout_p, jax.random.fold_in(rng, number)) if dropout_p and rng is not None else None
