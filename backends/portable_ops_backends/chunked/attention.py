@@ -127,8 +127,8 @@ def _attended(
         if m is None or bool(xp.all(xp.isfinite(v))):
             pieces.append(core.weighted_values(xp, *chosen, m, b, dropout))
             continue
-        *kept, shown = core.without_nonfinite(xp, *chosen, m)
-        peak, total, weighted = core.weighted_values(xp, *kept, b, dropout)
+        queries, keys, values, m, shown = core.without_nonfinite(xp, *chosen, m)
+        peak, total, weighted = core.weighted_values(xp, queries, keys, values, m, b, dropout)
         pieces.append((peak, total, weighted + shown))
     return tuple(xp.concat(list(piece), axis=-2) for piece in zip(*pieces, strict=True))
 
