@@ -5,9 +5,13 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nox
 
@@ -31,6 +35,21 @@ TOOLS = ("pytest", "pytest-benchmark", "pytest-xdist", "hypothesis", "mpmath")
 # Beside the extras: schedulers, compilers and libraries that tests alone need.
 MORE = {"dask": ("distributed",), "cupy": ("nvidia-cuda-nvrtc-cu12",)}
 STRANGERS = ("sparse", "ndonnx")
+# Where every shape is compiled, random ones take minutes.
+ENVIRONMENT = {"jax": {"HYPOTHESIS_PROFILE": "few"}}
+
+
+def session(function: Callable[..., None]) -> Any:
+    """A session; where CI is set, its environment goes once it has passed: all of them together would fill a disk."""
+
+    @nox.session
+    @functools.wraps(function)
+    def run(session: nox.Session, *args: Any, **kwargs: Any) -> None:
+        function(session, *args, **kwargs)
+        if os.environ.get("CI"):
+            shutil.rmtree(session.virtualenv.location, ignore_errors=True)
+
+    return run
 
 
 def install(session: nox.Session, extras: str, *tools: str) -> None:
@@ -38,7 +57,7 @@ def install(session: nox.Session, extras: str, *tools: str) -> None:
     session.install(*PINS, "-e", f".[{extras}]" if extras else ".", *tools)
 
 
-@nox.session
+@session
 def lint(session: nox.Session) -> None:
     """Style, formatting, and what is likely a mistake."""
     session.install(*PINS, "ruff")
@@ -46,22 +65,22 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "format", "--check", ".")
 
 
-@nox.session
+@session
 def types(session: nox.Session) -> None:
     """Strict types."""
     install(session, "all", "mypy")
     session.run("mypy")
 
 
-@nox.session
+@session
 @nox.parametrize("backend", list(BACKENDS))
 def parity(session: nox.Session, backend: str) -> None:
     """One backend against the float64 oracles, with kernels and by the definitions alone."""
     install(session, BACKENDS[backend], *TOOLS, *MORE.get(backend, ()))
-    session.run("pytest", "--backend", backend, "-n", "2", *session.posargs)
+    session.run("pytest", "--backend", backend, "-n", "2", *session.posargs, env=ENVIRONMENT.get(backend))
 
 
-@nox.session
+@session
 @nox.parametrize("backend", list(BACKENDS))
 def speed(session: nox.Session, backend: str) -> None:
     """A smoke of speed on one backend: every operation is timed once, guarded, in under a minute."""
@@ -69,14 +88,14 @@ def speed(session: nox.Session, backend: str) -> None:
     session.run("portable-ops", "bench", "--quick", "--backends", backend, *session.posargs)
 
 
-@nox.session
+@session
 def core(session: nox.Session) -> None:
     """What depends on no single backend: dispatch, mixed libraries, the harness, the command line."""
     install(session, "all", *TOOLS, *STRANGERS)
     session.run("pytest", "--backend", "none", *session.posargs)
 
 
-@nox.session
+@session
 def stranger(session: nox.Session) -> None:
     """A made-up array library with a backend of its own: found, tested and timed like the others."""
     install(session, "strict,bench", *TOOLS)
@@ -85,7 +104,7 @@ def stranger(session: nox.Session) -> None:
     session.run("portable-ops", "bench", "--quick", "--backends", "quaint")
 
 
-@nox.session
+@session
 def toolkits(session: nox.Session) -> None:
     """Conventions against the toolkits that they are named after; not in the default run, as some are heavy to install."""
     install(session, "all", "scikit-learn", *TOOLS)
@@ -95,7 +114,7 @@ def toolkits(session: nox.Session) -> None:
     )
 
 
-@nox.session
+@session
 def lowest(session: nox.Session) -> None:
     """The lower bounds that pyproject.toml states, but torch's; not in the default run, whose time it does not fit."""
     extras = ".[numba,jax,dask,strict,bench,scores,files]"
@@ -104,7 +123,7 @@ def lowest(session: nox.Session) -> None:
     session.run("pytest", *chosen, "-n", "2", *session.posargs)
 
 
-@nox.session
+@session
 def docs(session: nox.Session) -> None:
     """The examples in docstrings, README and docs."""
     install(session, "all", *TOOLS)
@@ -112,7 +131,7 @@ def docs(session: nox.Session) -> None:
     session.run("pytest", "tests/test_readme.py", "tests/test_docs.py")
 
 
-@nox.session
+@session
 def wheel(session: nox.Session) -> None:
     """The wheel holds exactly the three packages, and works with the hard dependencies alone."""
     session.install(*PINS, "build", "hatchling")
@@ -130,7 +149,7 @@ def wheel(session: nox.Session) -> None:
     session.run(python, "-I", "tests/wheel/check_bare.py", external=True)
 
 
-@nox.session
+@session
 def browser(session: nox.Session) -> None:
     """The pages of the report and of an evaluation in a real browser, with the network blocked."""
     if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
@@ -139,7 +158,7 @@ def browser(session: nox.Session) -> None:
     session.run("pytest", "-m", "browser", *session.posargs)
 
 
-@nox.session
+@session
 def report(session: nox.Session) -> None:
     """The main job: real photographs, every operation, every backend; writes report.json and report.html."""
     install(session, "all")

@@ -104,7 +104,7 @@ def scaled_dot_product_attention(
     value : array of shape (..., heads, M, E)
     mask : array of bool, optional
         Broadcast to (..., heads, N, M). True attends; combined with `is_causal`. What a masked key or value holds, nan
-        included, does not show in the result.
+        included, shows neither in the result nor in gradients.
     bias : array, floating, optional
         Added to the scaled products; broadcast likewise.
     is_causal : bool
@@ -151,11 +151,16 @@ def scaled_dot_product_attention(
     array([1., 2.])
     """
     q, k, v, mask, bias = arranged(xp, query, key, value, mask, bias, scale, enable_gqa)
-    # Zero times nan is nan: without a mask that is right, with one the weights that are zero must not pick it up.
-    shielded = (mask is not None or is_causal) and not (values_are_at_hand(v) and bool(xp.all(xp.isfinite(v))))
+    shielded = (mask is not None or is_causal) and not _are_finite(xp, q, k, v)
     dropout = None if not dropout_p else Dropout(dropout_p, rng)
     result = _attend(xp, q, k, v, mask, bias, is_causal, shielded, dropout, 0)
     return like_query(xp, result, query, value)
+
+
+def _are_finite(xp: Namespace, q: Array, k: Array, v: Array) -> bool:
+    """Whether zero times what a mask keeps out is known to be zero: in the result and, where there are any, in gradients."""
+    at_risk = (v,) if backend_of(v).grad is None else (v, k, q)
+    return all(values_are_at_hand(x) and bool(xp.all(xp.isfinite(x))) for x in at_risk)
 
 
 def arranged(
@@ -277,8 +282,17 @@ def attend_block(
     """Attention of queries whose first is number `row`, all weights at once."""
     if k.shape[-2] == 0:
         return xp.zeros((*q.shape[:-1], v.shape[-1]), dtype=q.dtype, device=device_of(q))
-    _, total, weighted = weighted_values(xp, q, k, v, mask, bias, is_causal, shielded, dropout, row)
-    return weighted / xp.where(total == 0, 1.0, total)
+    if is_causal:
+        device = device_of(q)
+        rows, columns = (xp.arange(x.shape[-2], device=device) for x in (q, k))
+        earlier = rows[:, None] + row >= columns[None, :]
+        mask = earlier if mask is None else mask & earlier
+    shown = None
+    if shielded and mask is not None:
+        q, k, v, mask, shown = without_nonfinite(xp, q, k, v, mask)
+    _, total, weighted = weighted_values(xp, q, k, v, mask, bias, dropout)
+    result = weighted / xp.where(total == 0, 1.0, total)
+    return result if shown is None else result + shown
 
 
 def weighted_values(
@@ -288,23 +302,15 @@ def weighted_values(
     v: Array,
     mask: Array | None,
     bias: Array | None,
-    is_causal: bool,
-    shielded: bool,
     dropout: Callable[[Namespace, Array], Array] | None,
-    row: Any,
 ) -> tuple[Array, Array, Array]:
     """The maximum of each row of logits, the sum of the exponentials below it, and the values weighted with these.
 
     Those of several blocks of keys can be merged.
     """
-    rows, columns = q.shape[-2], k.shape[-2]
     logits = xp.matmul(q, xp.matrix_transpose(k))
     if bias is not None:
         logits = logits + bias
-    if is_causal:
-        device = device_of(q)
-        earlier = xp.arange(rows, device=device)[:, None] + row >= xp.arange(columns, device=device)[None, :]
-        mask = earlier if mask is None else mask & earlier
     if mask is not None:
         logits = xp.where(mask, logits, -math.inf)
     peak = xp.max(logits, axis=-1, keepdims=True)
@@ -312,15 +318,29 @@ def weighted_values(
     total = xp.sum(weights, axis=-1, keepdims=True)
     if dropout is not None:
         weights = dropout(xp, weights)
-    if not shielded or mask is None:
-        return peak, total, xp.matmul(weights, v)
-    finite = xp.matmul(weights, xp.where(xp.isfinite(v), v, 0.0))
-    return peak, total, finite + _attended_nonfinite(xp, mask, v, (*q.shape[:-1], columns))
+    return peak, total, xp.matmul(weights, v)
 
 
-def _attended_nonfinite(xp: Namespace, mask: Array, v: Array, shape: tuple[int, ...]) -> Array:
+def without_nonfinite(
+    xp: Namespace, q: Array, k: Array, v: Array, mask: Array
+) -> tuple[Array, Array, Array, Array, Array]:
+    """Arrays with 0 for what is not finite, the mask to use with them, and what to add to the result: nan or infinity, or 0.
+
+    Zero times nan is nan: weights that are zero must not pick it up from values, nor gradients that are zero from keys.
+    """
+    shown = _attended_nonfinite(xp, xp.broadcast_to(mask, (*q.shape[:-1], k.shape[-2])), v)
+    backend = backend_of(q)
+    if backend.grad is not None:
+        logits = xp.matmul(backend.detached(q), xp.matrix_transpose(backend.detached(k)))
+        lost = xp.any(mask & (xp.isnan(logits) | (logits == math.inf)), axis=-1, keepdims=True)
+        shown, mask = xp.where(lost, math.nan, shown), mask & (logits != -math.inf)
+        q, k = (xp.where(xp.isfinite(x), x, 0.0) for x in (q, k))
+    return q, k, xp.where(xp.isfinite(v), v, 0.0), mask, shown
+
+
+def _attended_nonfinite(xp: Namespace, mask: Array, v: Array) -> Array:
     """nan and infinities in the values that are attended to, 0 elsewhere."""
-    attended = xp.astype(xp.broadcast_to(mask, shape), v.dtype)
+    attended = xp.astype(mask, v.dtype)
 
     def met(which: Array, number: float) -> Array:
         count = xp.matmul(attended, xp.astype(which, v.dtype))

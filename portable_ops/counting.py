@@ -70,16 +70,19 @@ def _countable(
     xp: Namespace, pred: Array, target: Array, num_classes: int, ignore_index: int | None, validate: bool | None
 ) -> tuple[Array, Array, Array]:
     """Flat widened labels, and where both name a class and none is ignored; raises for others if that is asked for."""
-    p, t = (xp.reshape(widened(xp, labels), (-1,)) for labels in (pred, target))
-    valid, ignored = _validity(p, t, num_classes, ignore_index)
+    pred, target = (xp.reshape(labels, (-1,)) for labels in (pred, target))
+    p, t = widened(xp, pred), widened(xp, target)
+    valid, ignored = _validity(xp, p, t, target, num_classes, ignore_index)
     if must_validate(validate, pred) and not bool(xp.all(valid if ignored is None else valid | ignored)):
         raise_for_labels(xp, pred, target, num_classes, ignore_index)
     return p, t, valid if ignored is None else valid & ~ignored
 
 
-def _validity(p: Array, t: Array, num_classes: int, ignore_index: int | None) -> tuple[Array, Array | None]:
-    """Where both widened labels name a class, and where the target is to be ignored."""
-    return in_range(p, num_classes) & in_range(t, num_classes), ignored_labels(t, ignore_index)
+def _validity(
+    xp: Namespace, p: Array, t: Array, target: Array, num_classes: int, ignore_index: int | None
+) -> tuple[Array, Array | None]:
+    """Where both widened labels name a class, and where the target, `t` before it was widened, is to be ignored."""
+    return in_range(p, num_classes) & in_range(t, num_classes), ignored_labels(xp, target, ignore_index)
 
 
 def require_countable(xp: Namespace, labels: Array, codes: int) -> None:
@@ -94,13 +97,13 @@ def require_countable(xp: Namespace, labels: Array, codes: int) -> None:
 
 def is_countable(xp: Namespace, pred: Array, target: Array, num_classes: int, ignore_index: int | None) -> Array:
     """Whether every element is ignored or has labels that name classes."""
-    valid, ignored = _validity(widened(xp, pred), widened(xp, target), num_classes, ignore_index)
+    valid, ignored = _validity(xp, widened(xp, pred), widened(xp, target), target, num_classes, ignore_index)
     return xp.all(valid if ignored is None else valid | ignored)
 
 
 def raise_for_labels(xp: Namespace, pred: Array, target: Array, num_classes: int, ignore_index: int | None) -> None:
     """Raise the ValueError that names the argument and the label that kept an element from being counted."""
-    ignored = ignored_labels(widened(xp, target), ignore_index)
+    ignored = ignored_labels(xp, target, ignore_index)
     counted = None if ignored is None else ~ignored
     hint = "; validate=False leaves such elements out"
     require_in_range(xp, "target", target, num_classes, counted, hint)

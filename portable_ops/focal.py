@@ -137,12 +137,12 @@ def focal_loss(
         if activation == "softmax":
             loss = _softmax_losses(xp, z, t, w, axis, gamma)
             return returned(xp, reduced(xp, loss, None, reduction), dtype)
-        ignored = ignored_labels(t, ignore_index)
+        ignored = ignored_labels(xp, t, ignore_index)
         t = t if ignored is None else xp.where(ignored, 0.0, t)
         loss = _sigmoid_losses(xp, z, t, w, axis, gamma, alpha)
         return _kept(xp, loss, None, ignored, reduction, dtype)
     wide = widened(xp, target)
-    ignored = ignored_labels(wide, ignore_index)
+    ignored = ignored_labels(xp, target, ignore_index)
     if values_are_at_hand(target):
         require_in_range(xp, "target", target, logits.shape[axis], None if ignored is None else ~ignored)
     if activation == "sigmoid":

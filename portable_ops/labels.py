@@ -12,14 +12,10 @@ from portable_ops.routes import (
     backend_of,
     default_dtype,
     device_of,
-    dtype_name,
     kind_of,
     values_are_at_hand,
 )
 from portable_ops.standard import count_true
-
-_INT64_MIN = -(2**63)
-_INT64_MAX = 2**63 - 1
 
 
 def index_dtype(xp: Namespace, like: Array) -> Any:
@@ -28,29 +24,33 @@ def index_dtype(xp: Namespace, like: Array) -> Any:
 
 
 def widened(xp: Namespace, labels: Array) -> Array:
-    """Labels in the index dtype, in which ``target * K + pred`` cannot wrap around as it does in uint8."""
-    dtype = index_dtype(xp, labels)
-    if labels.dtype == dtype:
-        return labels
-    wide = xp.astype(labels, dtype)
-    if kind_of(labels) == "bool" or xp.iinfo(labels.dtype).max <= xp.iinfo(dtype).max:
-        return wide
-    # An unsigned label too large for the index dtype came out negative, where an ignore_index could match it.
-    return xp.where(wide < 0, xp.iinfo(dtype).max, wide)
+    """Labels in the index dtype, in which ``target * K + pred`` cannot wrap around as it does in uint8.
 
-
-def ignored_labels(wide: Array, ignore_index: int | None) -> Array | None:
-    """Where widened labels, or the values of a mask, are to be ignored; None if none can be.
-
-    No label equals an index out of its range.
+    An unsigned label too large for the index dtype comes out negative, and names no class there either.
     """
-    if ignore_index is None or not _INT64_MIN <= ignore_index <= _INT64_MAX:
+    dtype = index_dtype(xp, labels)
+    return labels if labels.dtype == dtype else xp.astype(labels, dtype)
+
+
+def ignored_labels(xp: Namespace, labels: Array, ignore_index: int | None) -> Array | None:
+    """Where labels, or the values of a mask, are to be ignored; None if none can be.
+
+    Labels are compared in their own dtype, in which an unsigned one is what it says. None equals an index out of its range.
+    """
+    if ignore_index is None:
         return None
-    if kind_of(wide) in ("float", "half"):
-        return wide == float(ignore_index)
-    if dtype_name(wide.dtype) == "int32" and not -(2**31) <= ignore_index < 2**31:
-        return None
-    return wide == ignore_index
+    kind = kind_of(labels)
+    if kind in ("float", "half"):
+        return labels == float(ignore_index) if -(2**63) <= ignore_index < 2**64 else None
+    if kind == "bool":
+        labels = widened(xp, labels)
+    if not 0 <= ignore_index < 2**7:
+        limits = xp.iinfo(labels.dtype)
+        if not limits.min <= ignore_index <= limits.max:
+            return None
+        if ignore_index >= 2**31:  # JAX without x64 takes no larger number beside a uint32
+            return labels == xp.asarray(ignore_index, dtype=labels.dtype, device=device_of(labels))
+    return labels == ignore_index
 
 
 def in_range(wide: Array, num_classes: int) -> Array:
@@ -85,7 +85,8 @@ def require_in_range(
         bad = bad & counted
     count = int(count_true(xp, bad))
     if count:
-        label = int(xp.max(xp.where(bad, wide, xp.iinfo(wide.dtype).min)))
+        place = int(xp.argmax(xp.reshape(xp.astype(bad, xp.uint8), (-1,))))
+        label = int(backend_of(labels).to_numpy(xp.reshape(labels, (-1,))[place]))
         raise ValueError(
             complaint(
                 argument,

@@ -152,7 +152,7 @@ def cross_entropy(
         return returned(xp, reduced(xp, loss, None, reduction), dtype)
 
     wide = widened(xp, target)
-    ignored = ignored_labels(wide, ignore_index)
+    ignored = ignored_labels(xp, target, ignore_index)
     if values_are_at_hand(target):
         require_in_range(xp, "target", target, num_classes, None if ignored is None else ~ignored)
     valid = in_range(wide, num_classes)
@@ -266,7 +266,7 @@ def binary_cross_entropy(
     """
     z, dtype = working(xp, logits)
     t = as_dtype(xp, target, z)
-    ignored = ignored_labels(t, ignore_index)
+    ignored = ignored_labels(xp, t, ignore_index)
     if ignored is not None:
         t = xp.where(ignored, 0.0, t)
     positive = t if pos_weight is None else t * as_dtype(xp, pos_weight, z)

@@ -139,11 +139,11 @@ def masks(
         p = softmax(p, axis=class_axis)
     if tuple(target.shape) == tuple(pred.shape):
         t = as_dtype(xp, target, p)
-        ignored = ignored_labels(t, ignore_index)
+        ignored = ignored_labels(xp, t, ignore_index)
     else:
         classes = class_axis_of(class_axis, pred, "pred")
         wide = widened(xp, target)
-        dropped = ignored_labels(wide, ignore_index)
+        dropped = ignored_labels(xp, target, ignore_index)
         if values_are_at_hand(target):
             require_in_range(xp, "target", target, pred.shape[classes], None if dropped is None else ~dropped)
         t = one_hot(xp, wide, pred.shape[classes], classes, p.dtype)

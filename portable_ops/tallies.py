@@ -19,7 +19,7 @@ from portable_ops.checks import (
     require_same_shape,
 )
 from portable_ops.dispatch import operation
-from portable_ops.labels import ignored_labels, index_dtype, widened
+from portable_ops.labels import ignored_labels, index_dtype
 from portable_ops.routes import Namespace, device_of, kind_of, values_are_at_hand
 from portable_ops.segmentation import confusion_matrix, intersection_and_union
 from portable_ops.standard import count_true
@@ -160,7 +160,7 @@ def _counted(
             # Kernels on the host see bad labels as they count: where there are none, what was not counted was ignored.
             return counts, math.prod(pred.shape) - _number_counted(xp, counts, num_classes, confusion)
     counts = count(False)
-    ignored = ignored_labels(widened(xp, target), ignore_index)
+    ignored = ignored_labels(xp, target, ignore_index)
     if ignored is None:
         return counts, xp.zeros((), dtype=dtype, device=device_of(pred))
     return counts, xp.astype(count_true(xp, ignored), dtype)

@@ -14,6 +14,7 @@ import pytest
 from matrix import Target, targets
 
 hypothesis.settings.register_profile("matrix", deadline=None, max_examples=25, derandomize=True)
+hypothesis.settings.register_profile("few", deadline=None, max_examples=6, derandomize=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "matrix"))
 
 

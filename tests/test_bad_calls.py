@@ -11,6 +11,7 @@ from matrix import Target, require_counts
 
 import portable_ops as po
 from portable_ops.backend import list_backends
+from portable_ops.dispatch import OPERATIONS
 
 Bring = Callable[..., Any]
 
@@ -46,6 +47,7 @@ CALLS: list[tuple[str, Callable[[Bring], Any], type[Exception], tuple[str, ...]]
     ("keepdims a number", lambda a: po.logsumexp(a(X), keepdims=1), TypeError, ("keepdims", "1", "True or False")),
     ("complex softmax", lambda a: po.softmax(a(Z)), TypeError, ("x", "complex64", "real floating")),
     ("complex sigmoid", lambda a: po.sigmoid(a(Z)), TypeError, ("x", "complex64", "real floating")),
+    ("complex log_sigmoid", lambda a: po.log_sigmoid(a(Z)), TypeError, ("x", "complex64", "real floating")),
     ("complex logits", lambda a: po.cross_entropy(a(Z), [0]), TypeError, ("logits", "complex64")),
     ("complex target", lambda a: po.binary_cross_entropy(a(X[:1]), a(Z)), TypeError, ("target", "complex64")),
     ("complex pred", lambda a: po.dice_coefficient(a(Z), a(Z)), TypeError, ("pred", "complex64")),
@@ -101,8 +103,23 @@ CALLS: list[tuple[str, Callable[[Bring], Any], type[Exception], tuple[str, ...]]
      ("activation", "'relu'", "'softmax'")),
     ("dice weight on a summed axis", lambda a: po.dice_loss(a(X), a(X), weight=a(np.ones(3))), ValueError,
      ("weight", "class axis 1")),
+    ("jaccard shapes", lambda a: po.jaccard_loss(a(X), a(X[:1])), ValueError, ("target", "(1, 3)", "(2, 3)")),
+    ("squared a number", lambda a: po.jaccard_loss(a(X), a(X), squared=1), TypeError, ("squared", "1", "True or False")),
+    ("tversky weights", lambda a: po.tversky_loss(a(X), a(X), alpha=-0.5), ValueError, ("alpha", "-0.5", "at least 0")),
+    ("tversky gamma", lambda a: po.tversky_loss(a(X), a(X), gamma=0.0), ValueError, ("gamma", "0.0", "above 0")),
+    ("background alone", lambda a: po.tversky_loss(a(X[:, :1]), a(X[:, :1]), include_background=False), ValueError,
+     ("include_background", "False", "axis 1")),
+    ("complex tversky", lambda a: po.tversky_loss(a(Z), a(Z)), TypeError, ("pred", "complex64")),
+    ("focal activation", lambda a: po.focal_loss(a(X), a(LABELS), activation="relu"), ValueError,
+     ("activation", "'relu'", "'sigmoid'")),
+    ("focal gamma", lambda a: po.focal_loss(a(X), a(LABELS), gamma=-1.0), ValueError, ("gamma", "-1.0", "at least 0")),
+    ("focal target", lambda a: po.focal_loss(a(X), a(np.asarray([0, 1, 2, 0]))), ValueError, ("target", "(4,)", "(2,)")),
+    ("focal alpha with softmax", lambda a: po.focal_loss(a(X), a(LABELS), alpha=0.25), ValueError,
+     ("alpha", "0.25", "softmax")),
     ("float labels", lambda a: po.mean_iou(a(X), a(X), 3), TypeError, ("pred", "float", "integer")),
     ("map shapes", lambda a: po.confusion_matrix(a(MAPS), a(MAPS[:1]), 2), ValueError, ("target", "(1, 2)", "(2, 2)")),
+    ("area shapes", lambda a: po.intersection_and_union(a(MAPS), a(MAPS[:1]), 2), ValueError,
+     ("target", "(1, 2)", "(2, 2)")),
     ("negative num_classes", lambda a: po.confusion_matrix(a(MAPS), a(MAPS), -1), ValueError, ("num_classes", "-1")),
     ("no classes", lambda a: po.class_iou(a(MAPS), a(MAPS), 0), ValueError, ("num_classes", "0", "at least 1")),
     ("float num_classes", lambda a: po.mean_iou(a(MAPS), a(MAPS), 2.0), TypeError, ("num_classes", "2.0", "integer")),
@@ -145,6 +162,11 @@ CALLS: list[tuple[str, Callable[[Bring], Any], type[Exception], tuple[str, ...]]
     ("unknown operation", lambda a: po.explain("softmin", a(X)), ValueError, ("op", "'softmin'", "softmax")),
     ("unknown backend", lambda a: po.get_backend("numpi"), ValueError, ("name", "'numpi'", "numpy")),
 ]  # fmt: skip
+
+
+def test_every_operation_is_called_badly() -> None:
+    called = {name for _, call, *_ in CALLS for name in call.__code__.co_names} | set(sdpa.__code__.co_names)
+    assert set(OPERATIONS) <= called
 
 
 def test_the_table_is_long_enough() -> None:

@@ -152,6 +152,11 @@ def test_dropout_draws_once_for_each_weight() -> None:
         ("target|pred", lambda u: po.mean_iou(u.astype(int), u.astype(int), 3)),
         ("query|key|value", lambda u: po.scaled_dot_product_attention(u, u, u)),
         ("target|pred", lambda u: po.dice_loss(u, u)),
+        ("target|pred", lambda u: po.jaccard_loss(u, u)),
+        ("target|pred", lambda u: po.tversky_loss(u, u)),
+        ("target|logits", lambda u: po.focal_loss(u, u)),
+        ("target|logits", lambda u: po.focal_loss(u, u, activation="sigmoid")),
+        ("pred|target", lambda u: po.SegmentationScores(3).update(u.astype(int), u.astype(int))),
     ],
 )
 def test_unknown_sizes_are_named(name: str, call: Callable[[Any], Any]) -> None:
@@ -265,6 +270,10 @@ def test_blocks_may_be_torch_tensors() -> None:
             po.binary_cross_entropy(x, x > 0) if isinstance(x, np.ndarray) else po.binary_cross_entropy(x, x * 0 + 1)
         ),
         lambda x, t: po.dice_loss(x, t, activation="softmax", axis=(0, 2)),
+        lambda x, t: po.jaccard_loss(x, t, activation="softmax", axis=(0, 2), squared=True),
+        lambda x, t: po.tversky_loss(x, t, activation="sigmoid", ignore_index=0),
+        lambda x, t: po.focal_loss(x, t, ignore_index=3),
+        lambda x, t: po.focal_loss(x, t, activation="sigmoid", alpha=0.25),
         lambda x, t: po.confusion_matrix(t, t, 9),
         lambda x, t: po.class_iou(t, t, 9),
         lambda x, t: po.mean_iou(t, t, 9, include_background=False),
@@ -279,7 +288,15 @@ def test_blocks_may_be_torch_tensors() -> None:
     assert seen == {"torch"}
 
 
-SOME = ("softmax axis=1", "cross_entropy", "mean_iou", "scaled_dot_product_attention causal", "dice_loss softmax")
+SOME = (
+    "softmax axis=1",
+    "cross_entropy",
+    "mean_iou",
+    "scaled_dot_product_attention causal",
+    "dice_loss softmax",
+    "jaccard_loss",
+    "focal_loss",
+)
 
 
 @pytest.mark.parametrize("scheduler", ["sync", "threads", "processes"])

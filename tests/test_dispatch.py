@@ -89,6 +89,7 @@ def test_dtypes_without_a_name_in_the_standard() -> None:
         po.softmax(np.asarray(["2026-01-01"], "datetime64[D]"))
 
 
+@pytest.mark.many_shapes
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_explain_tells_what_runs(case: Case, target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     if target.device_name == "no_x64":

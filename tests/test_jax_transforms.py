@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ jax = pytest.importorskip("jax", reason="jax is not installed")
 import jax.numpy as jnp
 
 import portable_ops as po
+from portable_ops.dispatch import OPERATIONS
 from portable_ops.routes import device_of
 
 pytestmark = pytest.mark.of_backend("jax")
@@ -83,14 +83,27 @@ COUNTING: dict[str, tuple[Function, Any]] = {
 ALL = FLOATING | COUNTING
 
 
+def test_every_operation_is_transformed() -> None:
+    said = {name.partition(" ")[0].replace("attention", "scaled_dot_product_attention") for name in ALL}
+    assert said == {*OPERATIONS, "MultiHeadAttention"}
+
+
 def table(calls: dict[str, tuple[Function, Any]]) -> Any:
     return pytest.mark.parametrize(("function", "x"), calls.values(), ids=calls)
 
 
-@pytest.fixture(params=[False, True], ids=["kernels", "definition"])
-def _standard(request: pytest.FixtureRequest) -> Iterator[None]:
-    with po.standard_only() if request.param else nullcontext():
-        yield
+def by_definition(function: Function) -> Function:
+    def call(x: Any) -> Any:
+        with po.standard_only():
+            return function(x)
+
+    return call
+
+
+def with_definitions(calls: dict[str, tuple[Function, Any]]) -> dict[str, tuple[Function, Any]]:
+    """The calls, and once more by the definitions those whose kernel is more than the definition compiled."""
+    own = {name: call for name, call in calls.items() if name in COUNTING or "ttention" in name}
+    return calls | {f"{name}, definition": (by_definition(function), x) for name, (function, x) in own.items()}
 
 
 @pytest.fixture(params=[False, True], ids=["32 bits", "x64"])
@@ -99,32 +112,26 @@ def _bits(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
-usual_and_standard = pytest.mark.usefixtures("_standard")
-
-
 def close(result: Any, expected: Any) -> None:
     tolerance = 1e-12 if result.dtype == np.float64 else 1e-5
     assert result.dtype == expected.dtype
     np.testing.assert_allclose(np.asarray(result), np.asarray(expected), rtol=tolerance, atol=tolerance)
 
 
-@usual_and_standard
 @pytest.mark.usefixtures("_bits")
-@table(ALL)
+@table(with_definitions(ALL))
 def test_jit(function: Function, x: Any) -> None:
     x = a(x)
     close(jax.jit(function)(x), function(x))
 
 
-@usual_and_standard
-@table(ALL)
+@table(with_definitions(ALL))
 def test_vmap(function: Function, x: Any) -> None:
     batch = jnp.stack([a(x), a(x[::-1])])
     close(jax.vmap(function)(batch), jnp.stack([function(one) for one in batch]))
 
 
-@usual_and_standard
-@table(FLOATING)
+@table(with_definitions(FLOATING))
 def test_grad_agrees_with_differences(function: Function, x: Any) -> None:
     with jax.enable_x64(True):
         x = a(x)
@@ -141,6 +148,27 @@ def test_grad_agrees_with_differences(function: Function, x: Any) -> None:
         close(jax.jit(jax.grad(total))(x), gradient)
 
 
+@pytest.mark.parametrize("name", ["logsumexp", "dice_coefficient"])
+def test_sums_in_stages_pass_every_transform(name: str) -> None:
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        x, t = a(rng.random((2, 300))), a((rng.random((2, 300)) > 0.5).astype(float))
+        rest = () if name == "logsumexp" else (t,)
+
+        def function(x: Any) -> Any:
+            return getattr(po, name)(x, *rest, axis=None)
+
+        gradient = jax.grad(function)(x)
+        assert gradient.shape == x.shape
+        close(jax.jacfwd(function)(x), gradient)
+        close(jax.grad(jax.checkpoint(function))(x), gradient)
+        close(jax.jit(jax.vmap(jax.grad(function)))(x[None])[0], gradient)
+        step = 1e-6 * a(rng.normal(size=x.shape))
+        _, curved = jax.jvp(jax.grad(function), (x,), (step,))
+        slope = (jax.grad(function)(x + step) - jax.grad(function)(x - step)) / 2
+        np.testing.assert_allclose(curved, slope, rtol=1e-4, atol=1e-13)
+
+
 @table(ALL)
 def test_scan(function: Function, x: Any) -> None:
     x = a(x)
@@ -153,6 +181,38 @@ def test_shapes_without_values(function: Function, x: Any) -> None:
     expected = function(a(x))
     result = jax.eval_shape(function, a(x))
     assert (result.shape, result.dtype) == (expected.shape, expected.dtype)
+
+
+@pytest.mark.parametrize(("way", "grouped"), [("plain", False), ("mask", True), ("all", True), ("nan", False)])
+def test_attention_in_several_blocks_of_queries(monkeypatch: pytest.MonkeyPatch, way: str, grouped: bool) -> None:
+    from portable_ops_backends.native import jax as native
+
+    monkeypatch.setattr(native, "BLOCK_ELEMENTS", 1)  # blocks of 32 rows: two of them, and a rest of six
+    rng = np.random.default_rng(0)
+    query = rng.normal(size=(4, 70, 3))
+    key, value = rng.normal(size=(2, 2 if grouped else 4, 37, 3))
+    mask, bias = np.asarray(rng.random((70, 37)) < 0.6), rng.normal(size=(4, 70, 1))
+    mask[:, 0] = False
+    if way == "nan":
+        key[:, 0] = value[:, 0] = np.nan  # which is masked
+    arrays = {"mask": mask} if way in ("mask", "all", "nan") else {}
+    arrays |= {"bias": bias} if way == "all" else {}
+    with jax.enable_x64(True):
+        options = {name: a(array) for name, array in arrays.items()}
+        options |= {"is_causal": way == "all", "enable_gqa": grouped}
+
+        def total(*arrays: Any) -> Any:
+            return (po.scaled_dot_product_attention(*arrays, **options) * jnp.arange(70.0)[:, None]).sum()
+
+        given = [a(array) for array in (query, key, value)]
+        found = jax.value_and_grad(total, (0, 1, 2))(*given)
+        compiled = jax.jit(jax.value_and_grad(total, (0, 1, 2)))(*given)
+        mapped = jax.vmap(jax.grad(total, (0, 1, 2)))(*([array[None] for array in given]))
+        with po.standard_only():
+            expected = jax.value_and_grad(total, (0, 1, 2))(*given)
+        for one, other in ((found, expected), (compiled, expected), (mapped, [g[None] for g in expected[1]])):
+            for got, wanted in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+                np.testing.assert_allclose(got, wanted, rtol=1e-10, atol=1e-12)
 
 
 def test_the_layer_is_a_pytree() -> None:
@@ -274,6 +334,11 @@ print(jax.jit(lambda y: po.dice_coefficient(y, x))(x))
 mesh = jax.sharding.Mesh(np.asarray([one, two]), ("batch",))
 split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
 spread = jax.device_put(jnp.arange(8.0).reshape(4, 2), split)
+part = jax.sharding.PartitionSpec("batch")
+mapped = jax.shard_map(lambda x: po.softmax(po.scaled_dot_product_attention(x, x, x)), mesh=mesh, in_specs=part, out_specs=part)
+halves = np.asarray(spread).reshape(2, 2, 2)
+by_hand = po.softmax(po.scaled_dot_product_attention(halves, halves, halves))
+np.testing.assert_allclose(jax.jit(mapped)(spread).reshape(2, 2, 2), by_hand, rtol=1e-5)
 np.testing.assert_allclose(po.softmax(spread), po.softmax(np.arange(8.0).reshape(4, 2)), rtol=1e-6)
 assert len(po.softmax(spread).devices()) == 2
 labels = jax.device_put(jnp.zeros((4, 2**16), jnp.uint8), spread.sharding)

@@ -15,7 +15,7 @@ def test_table_of_operations_is_up_to_date() -> None:
 
 
 def test_python_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
-    for library in ("torch", "jax", "dask"):
+    for library in ("torch", "jax", "dask", "array_api_strict"):
         pytest.importorskip(library, reason="the quickstart shows it beside NumPy")
     examples = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
     assert examples
@@ -23,7 +23,7 @@ def test_python_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
     for example in examples:
         exec(compile(example, "README.md", "exec"), names)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [line[0].partition(".")[0] for line in lines] == ["numpy", "torch", "jaxlib", "dask"]
+    assert [line[0].partition(".")[0] for line in lines] == ["numpy", "torch", "jaxlib", "dask", "array_api_strict"]
     assert len({(line[1][:6], line[2], line[3][:6]) for line in lines}) == 1
 
 

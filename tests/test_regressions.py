@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,60 @@ def test_unsigned_class_indices_beyond_int64_are_refused(target: Target, label: 
                 target.computed(po.cross_entropy(z, labels, ignore_index=ignore_index))
         else:
             assert math.isnan(float(po.cross_entropy(z, labels, ignore_index=ignore_index)))
+
+
+@pytest.mark.many_shapes
+@pytest.mark.parametrize(
+    ("dtype", "label"), [("uint64", 2**63), ("uint64", 2**64 - 1), ("uint32", 2**32 - 1), ("int64", -(2**63))]
+)
+def test_labels_at_the_ends_of_their_dtype(target: Target, dtype: str, label: int) -> None:
+    if not target.supports(dtype):
+        pytest.skip(f"no {dtype} on {target.device_name}")
+    require_counts(target)
+    z, p = target.array(np.asarray([[1.0, 2, 0], [0, 3, 1]])), target.array(np.asarray([1, 0]))
+    labels, usual = target.array(np.asarray([1, label], dtype), dtype), target.array(np.asarray([1, 255]))
+    calls: list[Any] = [
+        lambda t, **options: po.cross_entropy(z, t, **options),
+        lambda t, **options: po.focal_loss(z, t, **options),
+        lambda t, **options: po.dice_loss(z, t, activation="softmax", **options),
+        lambda t, **options: po.mean_iou(p, t, 3, **options),
+    ]
+    for call in calls:
+        # To be ignored if that is asked for, and mistaken neither for another label nor for one that nobody has.
+        assert float(call(labels, ignore_index=label)) == float(call(usual, ignore_index=255))
+        for options in ({}, {"ignore_index": -1}, {"ignore_index": 2**63 - 1}):
+            if target.refuses_labels:
+                with pytest.raises(ValueError, match=f"target: got label {label} "):
+                    target.computed(call(labels, **options))
+
+
+@pytest.mark.gradients
+@pytest.mark.parametrize("way", ["mask", "causal"])
+@pytest.mark.parametrize("bad", [NAN, INF, -INF])
+def test_what_is_masked_does_not_show_in_gradients(target: Target, bad: float, way: str) -> None:
+    arrays = np.random.default_rng(0).normal(size=(3, 2, 4, 3))
+    masked = np.ones((4, 4), bool)
+    masked[:, 3] = masked[3] = False
+    weights = target.array(np.asarray([1.0, 2.0, 3.0, 0.0])[:, None])  # the last row, which may attend to the last key
+    options = {"is_causal": True} if way == "causal" else {"mask": target.array(masked)}
+
+    def gradients(*arrays: Any) -> list[Any]:
+        def total(which: int, x: Any) -> Any:
+            given = [target.array(array) for array in arrays]
+            given[which] = x
+            result = po.scaled_dot_product_attention(*given, **options)
+            return target.xp.sum(target.xp.where(weights == 0, 0.0, result * weights))
+
+        found = []
+        for which, array in enumerate(arrays):
+            gradient = target.backend.grad(partial(total, which))
+            found.append(target.numpy(gradient(target.array(array))))
+        return found
+
+    clean, dirty = arrays.copy(), arrays.copy()
+    clean[:, :, 3], dirty[:, :, 3] = 0, bad
+    for got, expected in zip(gradients(*dirty), gradients(*clean), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_options_may_be_numbers_of_numpy(target: Target) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import portable_ops as po
+from portable_ops.dispatch import OPERATIONS
 
 rng = np.random.default_rng(0)
 X, P = rng.normal(size=(2, 3, 4)), rng.random((2, 3, 4)) * (rng.random((2, 3, 4)) > 0.5)
@@ -34,6 +35,10 @@ CALLS: dict[str, Callable[[Callable[[Any], Any]], Any]] = {
     "mean_iou": lambda a: po.mean_iou(a(OTHERS), a(LABELS), 3),
     "scaled_dot_product_attention": lambda a: po.scaled_dot_product_attention(a(Q), a(Q), a(Q), is_causal=True),
 }
+
+
+def test_every_operation_is_called() -> None:
+    assert set(CALLS) == set(OPERATIONS)
 
 
 @pytest.mark.parametrize("name", CALLS)

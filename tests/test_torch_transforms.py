@@ -14,6 +14,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 import portable_ops as po
+from portable_ops.dispatch import OPERATIONS
 
 pytestmark = [
     pytest.mark.of_backend("torch"),
@@ -79,6 +80,11 @@ COUNTING: dict[str, tuple[Function, Any]] = {
 ALL = FLOATING | COUNTING
 
 
+def test_every_operation_is_transformed() -> None:
+    said = {name.partition(" ")[0].replace("attention", "scaled_dot_product_attention") for name in ALL}
+    assert said == {*OPERATIONS, "MultiHeadAttention"}
+
+
 def table(calls: dict[str, tuple[Function, Any]]) -> Any:
     return pytest.mark.parametrize(("function", "x"), calls.values(), ids=calls)
 
@@ -121,6 +127,14 @@ torch.testing.assert_close(compiled(z, labels, p), function(z, labels, p))
 @table(FLOATING)
 def test_gradcheck(function: Function, x: Any) -> None:
     assert torch.autograd.gradcheck(function, x.clone().requires_grad_())
+
+
+@pytest.mark.parametrize("name", FLOATING)
+def test_second_gradients(name: str) -> None:
+    function, x = FLOATING[name]
+    # torch's own attention on the CPU has no second gradient; the definition has.
+    with po.standard_only() if "ttention" in name else nullcontext():
+        assert torch.autograd.gradgradcheck(function, x.clone().requires_grad_(), fast_mode=True)
 
 
 @usual_and_standard
@@ -236,6 +250,33 @@ def test_some_inputs_ask_for_gradients() -> None:
                     torch.testing.assert_close(array.grad, gradient)
                 else:
                     assert array.grad is None
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("way", ["mask", "causal", "both"])
+def test_what_is_masked_does_not_show_in_gradients_without_values(way: str, bad: float) -> None:
+    mask = torch.ones(6, 6, dtype=torch.bool)
+    mask[:, 5] = mask[5] = False
+    options = {"is_causal": way != "mask"} | ({"mask": mask} if way != "causal" else {})
+
+    def total(q: Any, k: Any, v: Any) -> Any:
+        return po.scaled_dot_product_attention(q, k, v, **options)[..., :5, :].square().sum()
+
+    dirty, clean = [array.clone() for array in (Q, Q + 1, Q - 1)], [array.clone() for array in (Q, Q + 1, Q - 1)]
+    for one, other in zip(dirty, clean, strict=True):
+        one[..., 5, :], other[..., 5, :] = bad, 0
+    gradient = torch.func.grad(total, (0, 1, 2))
+    torch.testing.assert_close(gradient(*dirty), gradient(*clean))
+
+
+def test_a_label_that_nan_became_is_refused() -> None:
+    labels = torch.tensor([torch.nan, 1.0]).long()
+    assert labels[0] == -(2**63)
+    for call in (po.cross_entropy, po.focal_loss):
+        with pytest.raises(ValueError, match="target: got label -9223372036854775808 "):
+            call(torch.zeros(2, 3), labels)
+        mapped = torch.func.vmap(call)(torch.zeros(2, 1, 3), labels[:, None])
+        assert mapped.isnan().tolist() == [True, False]
 
 
 def test_gradients_reach_every_input_that_asks_for_them() -> None:

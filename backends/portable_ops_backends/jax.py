@@ -134,6 +134,11 @@ def fence(array: Any) -> Any:
     return lax.platform_dependent(array, cpu=lax.optimization_barrier, default=lambda array: array)
 
 
+def detached(array: Any) -> Any:
+    """Without the gradient, which a tracer may have."""
+    return _jax().lax.stop_gradient(array) if _is_tracer(array) else array
+
+
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compiled by XLA."""
     compiled: Callable[..., Any] = _jax().jit(function)
@@ -212,6 +217,7 @@ backend = Backend(
     synchronize=synchronize,
     rng=rng,
     uniform=uniform,
+    detached=detached,
     split=split,
     jit=jit,
     grad=grad,

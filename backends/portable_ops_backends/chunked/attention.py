@@ -123,8 +123,13 @@ def _attended(
             earlier = beside(rows, query)[part][:, None] >= beside(columns, query)[None, :]
             m = earlier if m is None else m & earlier
         dropout = None if d is None else partial(core.dropped, draws=d, p=dropout_p)
-        shielded = m is not None and not bool(xp.all(xp.isfinite(v)))
-        pieces.append(core.weighted_values(xp, q[..., part, :], k, v, m, b, False, shielded, dropout, 0))
+        chosen = q[..., part, :], k, v
+        if m is None or bool(xp.all(xp.isfinite(v))):
+            pieces.append(core.weighted_values(xp, *chosen, m, b, dropout))
+            continue
+        queries, keys, values, m, shown = core.without_nonfinite(xp, *chosen, m)
+        peak, total, weighted = core.weighted_values(xp, queries, keys, values, m, b, dropout)
+        pieces.append((peak, total, weighted + shown))
     return tuple(xp.concat(list(piece), axis=-2) for piece in zip(*pieces, strict=True))
 
 

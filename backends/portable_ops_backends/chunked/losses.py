@@ -148,7 +148,7 @@ def _losses_of_indices(
     if weight is not None:
         index = xp.where(in_range(wide, z.shape[axis]), wide, 0)
         weights = xp.reshape(xp.take(as_dtype(xp, weight, loss), xp.reshape(index, (-1,)), axis=0), wide.shape)
-    return xp.expand_dims(loss, axis=axis), _without_ignored(xp, weights, loss, ignored_labels(wide, ignore_index))
+    return xp.expand_dims(loss, axis=axis), _without_ignored(xp, weights, loss, ignored_labels(xp, t, ignore_index))
 
 
 def _without_ignored(xp: Any, weights: Array | None, like: Array, ignored: Array | None) -> Array | None:
@@ -210,7 +210,7 @@ def _finished(parts: Parts, t: Array, num_classes: int, ignore_index: int | None
     loss, weights = parts
     xp = namespace(loss)
     wide = widened(xp, t)
-    ignored = ignored_labels(wide, ignore_index)
+    ignored = ignored_labels(xp, t, ignore_index)
     if values_are_at_hand(t):
         require_in_range(xp, "target", t, num_classes, None if ignored is None else ~ignored)
     loss = xp.where(in_range(wide, num_classes), loss, math.nan)
@@ -245,7 +245,7 @@ def _binary_losses(
         z, t, weight=weight, pos_weight=pos_weight, ignore_index=ignore_index, reduction="none", **options
     )
     xp = namespace(loss)
-    return loss, _without_ignored(xp, None, loss, ignored_labels(as_dtype(xp, t, loss), ignore_index))
+    return loss, _without_ignored(xp, None, loss, ignored_labels(xp, as_dtype(xp, t, loss), ignore_index))
 
 
 def focal_loss(
@@ -294,9 +294,9 @@ def _yes_or_no_losses(
     xp = namespace(z)
     weight = None if w is None else xp.reshape(w, (-1,))
     if axis is None or tuple(t.shape) == tuple(z.shape):
-        given, ignored = t, ignored_labels(as_dtype(xp, t, z), ignore_index)
+        given, ignored = t, ignored_labels(xp, as_dtype(xp, t, z), ignore_index)
     else:
-        given, ignored = xp.squeeze(t, axis=axis), ignored_labels(widened(xp, t), ignore_index)
+        given, ignored = xp.squeeze(t, axis=axis), ignored_labels(xp, t, ignore_index)
         ignored = None if ignored is None else xp.broadcast_to(ignored, z.shape)
     loss = portable_ops.focal_loss(
         z, given, class_axis=axis, weight=weight, ignore_index=ignore_index, reduction="none", **options

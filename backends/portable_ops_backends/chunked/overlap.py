@@ -129,10 +129,10 @@ def _sums_of_block(
     xp = namespace(p)
     if classes is None:
         t = as_dtype(xp, t, p)
-        ignored = ignored_labels(t, ignore_index)
+        ignored = ignored_labels(xp, t, ignore_index)
     else:
         wide = widened(xp, t)
-        ignored = ignored_labels(wide, ignore_index)
+        ignored = ignored_labels(xp, t, ignore_index)
         if values_are_at_hand(t):
             require_in_range(xp, "target", t, num_classes, None if ignored is None else ~ignored)
         hot = xp.astype(wide == beside(classes, t), p.dtype)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import array_api_compat.numpy as xp
 import numpy as np
 
-from portable_ops.labels import ignored_labels, require_in_range, widened
+from portable_ops.labels import ignored_labels, require_in_range
 from portable_ops.targets import class_axis_of
 from portable_ops_backends.cpu.arithmetic import FUSED, logarithm, sum_of, two_sum
 from portable_ops_backends.cpu.compiling import compiled
@@ -215,7 +215,7 @@ def cross_entropy(
     flat = losses.reshape(-1)
     sums = solve(given, flat.view(np.uint16) if flat.dtype.itemsize == 2 else flat)
     if sums[BAD]:
-        ignored = ignored_labels(widened(xp, target), ignore_index)
+        ignored = ignored_labels(xp, target, ignore_index)
         require_in_range(xp, "target", target, logits.shape[axis], None if ignored is None else ~ignored)
     if reduction == "none":
         return losses.transpose(np.argsort(order))

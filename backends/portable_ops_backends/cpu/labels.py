@@ -18,7 +18,10 @@ def comparable(labels: Array) -> Array:
 
 def label_to_ignore(target: Array, ignore_index: int | None) -> int | None:
     """The label to ignore among `comparable` ones; None if there can be none."""
-    if ignore_index is None or not -(2**63) <= ignore_index < 2**63:
+    if ignore_index is None:
         return None
     held = (0, 1) if target.dtype == np.bool_ else (np.iinfo(target.dtype).min, np.iinfo(target.dtype).max)
-    return ignore_index if held[0] <= ignore_index <= held[1] else None
+    if not held[0] <= ignore_index <= held[1]:
+        return None
+    # A uint64 is compared as the int64 of the same bits.
+    return ignore_index if ignore_index < 2**63 else ignore_index - 2**64

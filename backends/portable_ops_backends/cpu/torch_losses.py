@@ -11,7 +11,7 @@ from torch import Tensor
 
 import portable_ops as po
 from portable_ops.dispatch import standard_only
-from portable_ops.labels import ignored_labels, require_in_range, widened
+from portable_ops.labels import ignored_labels, require_in_range
 from portable_ops.targets import class_axis_of
 from portable_ops_backends.cpu import binary_cross_entropy as binary
 from portable_ops_backends.cpu.cross_entropy import BAD, WEIGHT, problem, reduced, solve
@@ -61,7 +61,7 @@ class _CrossEntropy(torch.autograd.Function):
         flat = losses.reshape(-1)
         sums = solve(given, flat.view(np.uint16) if flat.dtype.itemsize == 2 else flat)
         if sums[BAD]:
-            ignored = ignored_labels(widened(xp, target), ignore_index)
+            ignored = ignored_labels(xp, target, ignore_index)
             require_in_range(xp, "target", target, logits.shape[axis], None if ignored is None else ~ignored)
         ctx.save_for_backward(logits, target, weight)
         ctx.options = axis, ignore_index, smoothing, reduction

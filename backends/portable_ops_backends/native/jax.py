@@ -63,7 +63,7 @@ def cross_entropy(
     if holds_indices(logits, target, axis) and values_are_at_hand(target):
         num_classes = logits.shape[axis]
         if _has_misfit(target, num_classes, ignore_index):
-            ignored = ignored_labels(widened(xp, target), ignore_index)
+            ignored = ignored_labels(xp, target, ignore_index)
             require_in_range(xp, "target", target, num_classes, None if ignored is None else ~ignored)
     return _cross_entropy(
         logits,
@@ -81,7 +81,7 @@ def cross_entropy(
 @partial(jax.jit, static_argnums=(1, 2))
 def _has_misfit(target: Array, num_classes: int, ignore_index: int | None) -> Array:
     wide = widened(xp, target)
-    ignored = ignored_labels(wide, ignore_index)
+    ignored = ignored_labels(xp, target, ignore_index)
     fits = in_range(wide, num_classes)
     return ~xp.all(fits if ignored is None else fits | ignored)
 
@@ -192,16 +192,25 @@ def _scanned(
     lead = q[..., 0, 0].size
     step = min(rows, max(_FEWEST_ROWS, BLOCK_ELEMENTS // (lead * columns)))
     masked = mask is not None or is_causal
-    all_finite = xp.all(xp.isfinite(v))
+    all_finite: Any = True
+    safe_k, safe_v = k, v
+    if masked:
+        all_finite = xp.all(xp.asarray([xp.all(xp.isfinite(x)) for x in (q, k, v)]))
+        # Where both ways are gone, as under vmap, the one that is not taken must not have nan in its gradient.
+        safe_k, safe_v = xp.where(all_finite, k, 0), xp.where(all_finite, v, 0)
 
     def attend(q: Array, mask: Array | None, bias: Array | None, row: Any, number: Any) -> Array:
         dropout = Dropout(dropout_p, jax.random.fold_in(rng, number)) if dropout_p and rng is not None else None
 
-        def block(shielded: bool) -> Array:
-            return attend_block(xp, q, k, v, mask, bias, is_causal, shielded, dropout, row)
+        def plain() -> Array:
+            safe_q = xp.where(all_finite, q, 0) if masked else q
+            return attend_block(xp, safe_q, safe_k, safe_v, mask, bias, is_causal, False, dropout, row)
 
-        # Values that are not finite, which a mask must keep out, take more work: it is done where there are any.
-        return jax.lax.cond(all_finite, lambda: block(False), lambda: block(True)) if masked else block(False)
+        def shielded() -> Array:
+            return attend_block(xp, q, k, v, mask, bias, is_causal, True, dropout, row)
+
+        # What is not finite, and a mask must keep out, takes more work: it is done where there is any.
+        return jax.lax.cond(all_finite, plain, shielded) if masked else plain()
 
     blocks = rows // step
     whole = blocks * step

@@ -79,7 +79,7 @@ def cross_entropy(
         )
         return loss if loss.dtype == logits.dtype else loss.to(logits.dtype)
     labels: Tensor = target if target.dtype == torch.int64 else widened(xp, target)
-    skipped = _NEVER if ignore_index is None or not -(2**63) <= ignore_index < 2**63 else ignore_index
+    skipped = _skipped(target, ignore_index)
     w = None if weight is None else weight.to(scores.dtype)
     # By place, as names take longer: weight, size_average, ignore_index, reduce, reduction, label_smoothing.
     options = (w, None, skipped, None, reduction, label_smoothing)
@@ -87,19 +87,31 @@ def cross_entropy(
         try:
             loss = F.cross_entropy(scores, labels, *options)
         except IndexError:
-            ignored = ignored_labels(labels, ignore_index)
+            ignored = ignored_labels(xp, target, ignore_index)
             require_in_range(xp, "target", target, num_classes, None if ignored is None else ~ignored)
             raise
     else:
         # On a GPU such a label would end the process, and in a trace nothing can be raised: it makes the loss nan.
-        bad = ~(in_range(labels, num_classes) | (labels == skipped))
+        ignored = ignored_labels(xp, target, ignore_index)
+        bad = ~in_range(labels, num_classes)
+        bad = bad if ignored is None else bad & ~ignored
         loss = F.cross_entropy(scores, torch.where(bad, skipped, labels), *options)
         loss = torch.where(bad if reduction == "none" else bad.any(), torch.nan, loss)
     return loss if loss.dtype == logits.dtype else loss.to(logits.dtype)
 
 
-# torch always ignores some index; this one no label has.
-_NEVER = -(2**63)
+def _skipped(target: Tensor, ignore_index: int | None) -> int:
+    """The widened label that torch is to ignore."""
+    if ignore_index is None:
+        return _NEVER
+    limits = torch.iinfo(torch.uint8 if target.dtype == torch.bool else target.dtype)
+    if not limits.min <= ignore_index <= limits.max:
+        return _NEVER
+    return ignore_index if ignore_index < 2**63 else ignore_index - 2**64  # widened, it wrapped around
+
+
+# torch always ignores some index. This one is what no mistake makes of a label; -2**63 is what becomes of nan.
+_NEVER = -0x5C6B3A2917F4E8D3
 
 
 def scaled_dot_product_attention(
@@ -166,19 +178,20 @@ def _attend(
         # Values at hand were found finite by why_not.
         return F.scaled_dot_product_attention(query, key, value, attend, is_causal=is_causal, **options)
     # Where values cannot be looked at, what is not finite is replaced, and rows that attend to it become nan.
-    bad_key = ~key.isfinite().all(-1, keepdim=True)
+    bad_query, bad_key = (~x.isfinite().all(-1, keepdim=True) for x in (query, key))
     bad = ~value.isfinite() | bad_key
-    key, clean = torch.where(bad_key, 0, key), torch.where(bad, 0, value)
+    query, key, clean = torch.where(bad_query, 0, query), torch.where(bad_key, 0, key), torch.where(bad, 0, value)
     result = F.scaled_dot_product_attention(query, key, clean, attend, is_causal=is_causal, **options)
     if options["enable_gqa"]:
         bad = bad.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
     met = bad.to(query.dtype)
     if mask is not None:
         met = torch.matmul(mask.expand(*query.shape[:-1], key.shape[-2]).to(query.dtype), met)
+        bad_query = bad_query & mask.any(-1, keepdim=True)
     else:
         rows, columns = query.shape[-2], key.shape[-2]
         met = met.float().cumsum(-2)[..., torch.arange(rows, device=query.device).clamp(max=columns - 1), :]
-    return torch.where(met > 0, torch.nan, result)
+    return torch.where((met > 0) | bad_query, torch.nan, result)
 
 
 def confusion_matrix(
