@@ -17,6 +17,7 @@ ENTRY_POINT_GROUP = "portable_ops.commands"
 SUMMARIES = {
     "bench": "Measure operations on every backend, check them against float64 oracles, and report.",
     "doctor": "Show what is installed, which kernels serve what, and what is missing.",
+    "roofline": "Measure what the machine can do at most, on every backend.",
     "report": "Render a stored report again: terminal, HTML, Markdown.",
 }
 

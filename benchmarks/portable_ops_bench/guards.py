@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_info
 
 from portable_ops.backend import Backend
 from portable_ops.routes import backend_of, dtype_name
 from portable_ops_bench.case import Call, Tolerance
 from portable_ops_bench.model import Parity, Status
+from portable_ops_bench.timers import parts_of
 
 
 class GuardError(Exception):
@@ -33,13 +38,93 @@ def require_here(parts: tuple[Any, ...], backend: Backend, device: Any) -> None:
             raise GuardError(Status.GUARD, "the result has no values: nothing was computed")
 
 
+def require_dtype(parts: tuple[Any, ...], host: Call, dtype: str) -> None:
+    """Floating results have the dtype of the floating inputs. Where all inputs are labels, they have one of their own."""
+    arrays = [value for value in (*host.args, *host.options.values()) if isinstance(value, np.ndarray)]
+    if not any(array.dtype.kind == "f" for array in arrays):
+        return
+    for array in parts:
+        name = dtype_name(array.dtype)
+        if "float" in name and name != dtype:
+            raise GuardError(Status.GUARD, f"the result is {name}, not {dtype}")
+
+
 def require_unchanged(host: Call, call: Call, backend: Backend, dtype: str) -> None:
     """The inputs hold what they held."""
-    before = [*host.on(backend, dtype).args, *host.on(backend, dtype).options.values()]
-    after = [*call.args, *call.options.values()]
+    fresh = host.on(backend, dtype)
+    before, after = [*fresh.args, *fresh.options.values()], [*call.args, *call.options.values()]
     for one, other in zip(before, after, strict=True):
-        if hasattr(one, "shape") and not np.array_equal(backend.to_numpy(one), backend.to_numpy(other), equal_nan=True):
-            raise GuardError(Status.GUARD, "an input was written to")
+        if hasattr(one, "shape"):
+            values, now = backend.to_numpy(one), backend.to_numpy(other)
+            # What is equal byte by byte need not be looked through for nan.
+            if not np.array_equal(values, now) and not np.array_equal(values, now, equal_nan=True):
+                raise GuardError(Status.GUARD, "an input was written to")
+
+
+def require_synchronised(
+    function: Callable[[], Any],
+    backend: Backend,
+    *,
+    waits: bool,
+    read: Callable[[], float] = time.perf_counter,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """What the clock says is done when it stops, is done: no work is left for whoever reads the result then.
+
+    A result is read at once after the call (and, if the clock `waits`, after the synchronisation), another one when its work
+    has surely been done. Where the first takes longer by more than the call itself was said to take, the clock was stopped
+    while the work went on.
+    """
+    timed = late = 0.0
+    for _ in range(3):  # once may be chance
+        start = read()
+        parts = parts_of(function())
+        if waits:
+            backend.synchronize(*parts)
+        stopped = read()
+        for array in parts:
+            backend.to_numpy(array)
+        timed, at_once = stopped - start, read() - stopped
+        parts = parts_of(function())
+        if waits:
+            backend.synchronize(*parts)
+        if at_once < max(timed, WORK_LEFT):
+            return
+        sleep(at_once)
+        start = read()
+        for array in parts:
+            backend.to_numpy(array)
+        late = at_once - (read() - start)
+        if late < max(timed, WORK_LEFT):
+            return
+    raise GuardError(
+        Status.GUARD,
+        f"not synchronised: the clock stopped after {timed:.3g} s, when there were {late:.3g} s of work left to wait for",
+    )
+
+
+WORK_LEFT = 2e-4
+"""Seconds that reading a result may take longer by chance."""
+
+
+def threads_in_use() -> dict[str, int]:
+    """Threads of each library that is loaded and tells."""
+    found = {
+        f"{pool['internal_api']} {pool['version'] or ''}".strip(): pool["num_threads"] for pool in threadpool_info()
+    }
+    if "torch" in sys.modules:
+        found["torch"] = sys.modules["torch"].get_num_threads()
+    kernels = sys.modules.get("portable_ops_backends.cpu.threads")
+    if kernels is not None:
+        found["kernels"] = kernels.worker_count()
+    return found
+
+
+def require_threads(asked: int) -> None:
+    """Every library that tells uses as many threads as was asked for."""
+    for library, count in threads_in_use().items():
+        if count != asked:
+            raise GuardError(Status.GUARD, f"{library} uses {count} threads, not the {asked} asked for")
 
 
 def check_parity(
@@ -49,6 +134,7 @@ def check_parity(
     if len(parts) != len(expected):
         raise GuardError(Status.PARITY, f"{len(parts)} results, where the oracle has {len(expected)}")
     worst = Parity(max_error=0.0, max_ulp=0.0, share=0.0)
+    sum_of_ulp, count = 0.0, 0
     for array, reference in zip(parts, expected, strict=True):
         name = dtype_name(array.dtype)
         values = np.asarray(backend.to_numpy(array))
@@ -68,17 +154,25 @@ def check_parity(
             raise GuardError(Status.PARITY, "infinities other than the oracle's")
         if not finite.any():
             continue
-        values, reference = values[finite], reference[finite]
+        if not finite.all():
+            values, reference = values[finite], reference[finite]
         error = np.abs(values - reference)
         share = float((error / np.maximum(tolerance.bound(reference, float(epsilon), float(tiny)), 8 * tiny)).max())
         # Where errors are held against max(1, |reference|), so are the units in the last place.
         least = tiny if tolerance.ulp is not None else 1.0
-        spacing = np.exp2(np.floor(np.log2(np.maximum(np.abs(reference), least)))) * epsilon
+        units = error / (_power_of_two_below(np.maximum(np.abs(reference), least)) * epsilon)
         if share > 1:
             raise GuardError(Status.PARITY, f"error {error.max():.3g} is {share:.3g} times what is allowed")
+        sum_of_ulp, count = sum_of_ulp + float(units.sum()), count + units.size
         worst = Parity(
             max_error=max(worst.max_error, float(error.max())),
-            max_ulp=max(worst.max_ulp, float((error / spacing).max())),
+            max_ulp=max(worst.max_ulp, float(units.max())),
             share=max(worst.share, share),
+            mean_ulp=sum_of_ulp / count,
         )
     return worst
+
+
+def _power_of_two_below(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The largest power of two that is not above each number."""
+    return np.ldexp(0.5, np.frexp(x)[1])

@@ -10,12 +10,17 @@ from typing import Any
 import numpy as np
 
 from portable_ops_bench.case import Call
-from portable_ops_bench.cases import case_by_name
-from portable_ops_bench.images import PHOTOGRAPHS, TILED, task_of
+from portable_ops_bench.images import PHOTOGRAPHS, TILED, Task, task_of
+from portable_ops_bench.registry import case_by_name
 
 OVERHEAD = 4
 """Elements of the input on which a call's own cost shows."""
 
+MAIN = "coffee"
+"""The photograph that is shown at several sizes."""
+
+CROPS = (32, 160)
+CROPPED_NAME = "cropped to {}x{}"
 TILED_NAME = f"tiled to {TILED[0]}x{TILED[1]}"
 
 
@@ -25,12 +30,18 @@ def drawn_input(elements: int) -> str:
 
 
 def real_inputs() -> list[str]:
-    """The names of the photographs' tasks: each at its own size, then tiled."""
-    own = [task_of(photograph).name for photograph in PHOTOGRAPHS]
-    return own + [f"{photograph} {TILED_NAME}" for photograph in PHOTOGRAPHS]
+    """The names of the photographs' tasks: one of them cropped, whole and tiled, for lines over sizes; the others whole."""
+    crops = [f"{MAIN} {CROPPED_NAME.format(side, side)}" for side in CROPS]
+    own = [task_of(photograph).name for photograph in (MAIN, *(name for name in PHOTOGRAPHS if name != MAIN))]
+    return [*crops, *own, f"{MAIN} {TILED_NAME}"]
 
 
-@lru_cache(maxsize=4)
+def swept_inputs() -> list[str]:
+    """Those of `real_inputs` that show one photograph at several sizes."""
+    return [name for name in real_inputs() if name.startswith(f"{MAIN} ")]
+
+
+@lru_cache(maxsize=2)
 def call_of(case_name: str, input_name: str) -> Call:
     """The call that a case makes of an input.
 
@@ -49,10 +60,18 @@ def call_of(case_name: str, input_name: str) -> Call:
         )
     if case.real is None:
         raise ValueError(f"input: got {input_name!r}; expected a case with a real call, not {case_name!r}")
-    task = task_of(first)
-    return case.real(task.tiled(*TILED) if rest == TILED_NAME else task)
+    return case.real(_task(first, rest))
 
 
+def _task(photograph: str, form: str) -> Task:
+    task = task_of(photograph)
+    if form == TILED_NAME:
+        return task.tiled(*TILED)
+    crops = {CROPPED_NAME.format(side, side): side for side in CROPS}
+    return task.tiled(crops[form], crops[form]) if form in crops else task
+
+
+@lru_cache(maxsize=2)
 def references(case_name: str, input_name: str, dtype: str, folder: Path) -> list[np.ndarray[Any, Any]]:
     """The oracle's results, kept in a folder: every backend is held against the same numbers, and they are made once."""
     path = folder / (hashlib.sha256(f"{case_name}|{input_name}|{dtype}".encode()).hexdigest() + ".npz")
