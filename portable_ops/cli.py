@@ -16,9 +16,11 @@ ENTRY_POINT_GROUP = "portable_ops.commands"
 
 SUMMARIES = {
     "bench": "Measure operations on every backend, check them against float64 oracles, and report.",
+    "compare": "Compare two reports, cell by cell: faster, slower, the same, or not to be told.",
     "doctor": "Show what is installed, which kernels serve what, and what is missing.",
     "roofline": "Measure what the machine can do at most, on every backend.",
-    "report": "Render a stored report again: terminal, HTML, Markdown.",
+    "report": "Render a stored report again: terminal, HTML, Markdown, and what was worked out as JSON.",
+    "which": "Say which backend to use for an operation, a size and a dtype, from a stored report.",
 }
 
 MISSING_COMMAND_LINE = 'portable-ops: the command line needs the extra "cli": python -m pip install "portable-ops[cli]"'

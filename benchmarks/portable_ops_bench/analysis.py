@@ -9,8 +9,9 @@ from portable_ops_bench.crossover import Crossover, Stretch, advice, crossovers
 from portable_ops_bench.fits import Fit, fit
 from portable_ops_bench.floor import Floor, floor_of
 from portable_ops_bench.inputs import OVERHEAD, TILED_NAME, drawn_input
-from portable_ops_bench.lineup import BASELINE, Line, Setting, label, lines, setting_of
+from portable_ops_bench.lineup import Line, Setting, label, lines, setting_of
 from portable_ops_bench.model import Report, Result, Status
+from portable_ops_bench.plan import BASELINE
 from portable_ops_bench.resampling import interval, resampled_medians, spread
 
 ANALYSIS_VERSION = 1

@@ -1,4 +1,4 @@
-"""The subcommands ``bench``, ``roofline``, ``report`` and ``doctor``."""
+"""The subcommands ``bench``, ``roofline`` and ``doctor``."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from portable_ops.backend import registered_backends
-from portable_ops.files import write_atomically
-from portable_ops_bench import run as running
+from portable_ops_bench import run as running, stored
+from portable_ops_bench.analysis import Analysis
 from portable_ops_bench.doctor import examine
 from portable_ops_bench.model import Report
 from portable_ops_bench.plan import CACHES, CLOCKS, STARTS
 from portable_ops_bench.registry import primary_cases, use_files
-from portable_ops_bench.tables import markdown, print_report
 from portable_ops_bench.ways import usable_cpus
+from portable_ops_bench.written import write
 
 QUICK_SIZES = (10_000, 100_000)
 REPLICATES = 3
@@ -133,7 +133,10 @@ def bench(
                 result = running.run(options, progress, _command(), earlier=earlier, keep=keep)
             except ValueError as error:
                 raise typer.BadParameter(str(error)) from None
-    _write(result, target, html, markdown_file, console)
+    write(Analysis(result), console, html=html, markdown_file=markdown_file)
+    if target is not None:
+        result.save(target)
+        console.print(f"wrote {target}")
     if result.interrupted:
         again = f": go on with portable-ops bench --resume {target}" if target else ""
         console.print(f"interrupted{again}", style="yellow", markup=False)
@@ -190,7 +193,7 @@ def _resumable(file: Path) -> Report:
 
 def _loaded(file: Path, hint: str) -> Report:
     try:
-        return Report.load(file)
+        return stored.load(file)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint=hint) from None
 
@@ -207,18 +210,6 @@ def _ended_as_by_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def report(
-    file: Annotated[Path, typer.Argument(help="A report that bench has written as JSON.", exists=True, dir_okay=False)],
-    html: Annotated[Path | None, typer.Option(help="Write a page with plots there.")] = None,
-    markdown_file: Annotated[
-        Path | None, typer.Option("--markdown", help="Write Markdown there, and its picture beside it.")
-    ] = None,
-) -> None:
-    """Render a stored report again: terminal, HTML, Markdown."""
-    stored = _loaded(file, "FILE")
-    _write(stored, None, html, markdown_file, Console())
 
 
 def doctor() -> None:
@@ -239,23 +230,3 @@ def _sizes(value: str) -> tuple[int, ...]:
 def _command() -> str:
     """The command line, without the path of the program."""
     return shlex.join(["portable-ops", *sys.argv[1:]])
-
-
-def _write(result: Report, json: Path | None, html: Path | None, text: Path | None, console: Console) -> None:
-    """Print the report, and write the files asked for."""
-    print_report(result, console)
-    if json is not None:
-        result.save(json)
-        console.print(f"wrote {json}")
-    if html is not None:
-        from portable_ops_bench.page import page
-
-        write_atomically(html, page(result))
-        console.print(f"wrote {html}")
-    if text is not None:
-        from portable_ops_bench.charts import svg
-
-        picture = text.with_suffix(".svg")
-        write_atomically(picture, svg(result))
-        write_atomically(text, markdown(result, picture.name))
-        console.print(f"wrote {text} and {picture}")

@@ -8,10 +8,9 @@ from typing import NamedTuple
 
 from portable_ops.backend import registered_backends
 from portable_ops_bench.model import Cell, Report, Result, Status, Timing
+from portable_ops_bench.plan import BASELINE
 
 HOST_DEVICES = ("cpu", "CPU_DEVICE", "-")
-BASELINE = "numpy"
-"""The backend whose arrays lie on the host, and on which the standard definition is what speed-ups are against."""
 CHOICES = ("dispatched", "compiled")
 """Ways that call portable_ops, among which advice chooses."""
 

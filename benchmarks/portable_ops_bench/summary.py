@@ -10,7 +10,8 @@ import numpy as np
 
 from portable_ops_bench.analysis import Analysis
 from portable_ops_bench.crossover import LEVEL, Crossover, Stretch
-from portable_ops_bench.lineup import BASELINE, Line, Setting
+from portable_ops_bench.lineup import Line, Setting
+from portable_ops_bench.plan import BASELINE
 
 
 def seconds(value: float) -> str:
@@ -58,7 +59,7 @@ def about(crossing: Crossover) -> str:
 @lru_cache(maxsize=256)
 def labels_of(case_name: str, is_drawn: bool) -> str | None:
     """The dtype of the labels that a call is given where it is given no floats; None where it is, or is not known here."""
-    from portable_ops_bench.cases import case_by_name
+    from portable_ops_bench.registry import case_by_name
     from portable_ops_bench.images import PHOTOGRAPHS, task_of
 
     try:
