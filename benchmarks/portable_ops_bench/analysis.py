@@ -9,7 +9,7 @@ from portable_ops_bench.crossover import Crossover, Stretch, advice, crossovers
 from portable_ops_bench.fits import Fit, fit
 from portable_ops_bench.floor import Floor, floor_of
 from portable_ops_bench.inputs import OVERHEAD, TILED_NAME, drawn_input
-from portable_ops_bench.lineup import Line, Setting, label, lines, setting_of
+from portable_ops_bench.lineup import Line, Setting, label, lines
 from portable_ops_bench.model import Report, Result, Status
 from portable_ops_bench.plan import BASELINE
 from portable_ops_bench.resampling import interval, resampled_medians, spread
@@ -69,6 +69,11 @@ class Analysis:
         """The least time that each cell can take, by the cell's key."""
         found = {result.cell.key: floor_of(result, self.report) for result in self.report.results}
         return {key: floor for key, floor in found.items() if floor is not None}
+
+    @cached_property
+    def intervals(self) -> list[tuple[float, float] | None]:
+        """95 % of each result's median, by a bootstrap over processes and rounds; None where there is no number."""
+        return [interval(resampled_medians(r.timings)) if r.timings else None for r in self.report.results]
 
     @cached_property
     def _baselines(self) -> dict[tuple[str, str, str, str, str], float]:
@@ -132,7 +137,7 @@ class Analysis:
     def summaries(self) -> list[dict[str, object]]:
         """A row per cell: its key, its numbers and what follows from them; for JSON."""
         found = []
-        for result in self.report.results:
+        for result, known in zip(self.report.results, self.intervals, strict=True):
             timing, floor, key = result.timing, self.floors.get(result.cell.key), result.cell.key
             row: dict[str, object] = {
                 **{name: getattr(result.cell, name) for name in result.cell.__struct_fields__},
@@ -140,14 +145,13 @@ class Analysis:
                 "status": result.status.value,
                 "reason": result.reason,
             }
-            if timing is not None:
-                low, high = interval(resampled_medians(result.timings))
+            if timing is not None and known is not None:
                 row |= {
                     "kernel": result.kernel,
                     "elements": result.elements,
                     "median": timing.median,
-                    "median_low": low,
-                    "median_high": high,
+                    "median_low": known[0],
+                    "median_high": known[1],
                     "q1": timing.q1,
                     "q3": timing.q3,
                     "process_spread": spread(result.timings),
@@ -184,7 +188,3 @@ class Analysis:
             "fits": [{**of(s), "contestant": name, **to_builtins(f)} for (s, name), f in self.fits.items()],
             "cells": self.summaries(),
         }
-
-    def setting(self, result: Result) -> Setting:
-        """The setting of a result."""
-        return setting_of(result.cell)

@@ -54,7 +54,9 @@ def report(
     json: Annotated[
         Path | None, typer.Option(help="Write what follows from the results there: advice, crossovers, fits, doubts.")
     ] = None,
-    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of a report, and nothing else.")] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON Schema of a report, and nothing else.")
+    ] = False,
 ) -> None:
     """Render a stored report again: terminal, HTML, Markdown, and what was worked out as JSON."""
     if schema:
@@ -78,12 +80,16 @@ def which(
         Path | None, typer.Option(help="A stored report; if none is named, the newest report*.json in this folder.")
     ] = None,
     start: Annotated[str, typer.Option(help="Where data is: resident (where it is used), or host.")] = "resident",
-    clock: Annotated[str, typer.Option(help="throughput of calls that follow each other, or latency of one.")] = "throughput",
+    clock: Annotated[
+        str, typer.Option(help="throughput of calls that follow each other, or latency of one.")
+    ] = "throughput",
 ) -> None:
     """Say which backend to use for an operation, a size and a dtype, from a stored report."""
     file = report or stored.newest(Path())
     if file is None:
-        _refuse(f"which: got no report, and no {stored.PATTERN} is here; make one: portable-ops bench --json report.json")
+        _refuse(
+            f"which: got no report, and no {stored.PATTERN} is here; make one: portable-ops bench --json report.json"
+        )
     analysis = Analysis(_load(file))
     try:
         found = answers(analysis, operation, int(size), dtype, start=start, clock=clock)
@@ -104,7 +110,9 @@ def _whose(report: Report, file: Path) -> str:
     day = report.created.partition("T")[0]
     quick = ", a quick run" if report.quick else ""
     if differences:
-        return f"On another machine ({there.cpu}, {there.usable_cpus} CPUs; {file.name} of {day}{quick}), not on this one"
+        return (
+            f"On another machine ({there.cpu}, {there.usable_cpus} CPUs; {file.name} of {day}{quick}), not on this one"
+        )
     return f"On this machine ({file.name} of {day}{quick})"
 
 
@@ -112,7 +120,9 @@ def _print_answer(answer: Answer, size: int) -> None:
     console = Console()
     table = Table(title=f"{count(size)} elements", title_justify="left")
     for name in ("where", "kernel", "time", "relative", "how", "error, ulp"):
-        table.add_column(name, justify="right" if name in ("time", "relative", "error, ulp") else "left", overflow="fold")
+        table.add_column(
+            name, justify="right" if name in ("time", "relative", "error, ulp") else "left", overflow="fold"
+        )
     best = next(one for one in answer.estimates if one.is_choice)
     for one in answer.estimates:
         error = "" if one.ulp is None else f"{one.ulp:.1f}"
@@ -128,14 +138,17 @@ def compare(
     before: Annotated[Path, typer.Argument(help="The report to compare with.")],
     after: Annotated[Path, typer.Argument(help="The report that may be slower or faster.")],
     threshold: Annotated[
-        float | None, typer.Option(min=0, help="The share of the time from which a difference matters; 0.05 if not given.")
+        float | None,
+        typer.Option(min=0, help="The share of the time from which a difference matters; 0.05 if not given."),
     ] = None,
     thresholds: Annotated[Path | None, typer.Option(help="TOML with threshold, and [operations] by name.")] = None,
     allow_different_machine: Annotated[
         bool, typer.Option("--allow-different-machine", help="Compare although the machines differ.")
     ] = False,
     json: Annotated[Path | None, typer.Option(help="Write the comparison there.")] = None,
-    all_cells: Annotated[bool, typer.Option("--all", help="Show the cells that are the same or ambiguous, too.")] = False,
+    all_cells: Annotated[
+        bool, typer.Option("--all", help="Show the cells that are the same or ambiguous, too.")
+    ] = False,
 ) -> None:
     """Compare two reports, cell by cell.
 
@@ -181,4 +194,11 @@ def _columns(change: Change) -> tuple[str, ...]:
     name, reason = (text.replace("[", r"\[") for text in (change.name, change.reason))
     if change.ratio is None or change.low is None or change.high is None or change.q is None:
         return change.verdict, name, "", "", "", reason
-    return change.verdict, name, f"{change.ratio:.3f}", f"{change.low:.3f} to {change.high:.3f}", f"{change.q:.2g}", reason
+    return (
+        change.verdict,
+        name,
+        f"{change.ratio:.3f}",
+        f"{change.low:.3f} to {change.high:.3f}",
+        f"{change.q:.2g}",
+        reason,
+    )

@@ -1,6 +1,6 @@
 """The plots of a report, as Vega-Lite specifications made with Altair.
 
-All read the same rows (`rows.plot_rows`), which the page holds once. What to show is chosen by parameters with the names of the
+All read the same rows, which the page's script makes of its table of all results and of `rows.numbers`. What to show is chosen by parameters with the names of the
 page's controls: `CONTROLS`. The page sets them in every plot that has them.
 """
 
@@ -14,7 +14,7 @@ from portable_ops_bench.analysis import Analysis
 from portable_ops_bench.floor import bandwidth_curve
 from portable_ops_bench.inputs import OVERHEAD, drawn_input
 from portable_ops_bench.plan import BASELINE
-from portable_ops_bench.rows import Row, plot_rows
+from portable_ops_bench.rows import Row, choices, contestants
 from portable_ops_bench.summary import about, headline_settings
 
 ROWS = "rows"
@@ -31,13 +31,37 @@ class Charts:
 
     def __init__(self, analysis: Analysis) -> None:
         self.analysis = analysis
-        self.rows = plot_rows(analysis)
-        self.chosen: dict[str, str] = defaults(analysis, self.rows)
+        self.rows = choices(analysis)
+        self.chosen = defaults(analysis, self.rows)
+        self.contestants = list(contestants(analysis))
+        self.places = [name for name, one in contestants(analysis).items() if one["kind"] == "dispatched"]
 
     def base(self, *names: str) -> Any:
         """A chart of the shared rows with the parameters named."""
         chart = alt.Chart(alt.NamedData(ROWS))
         return chart.add_params(*(alt.param(name=name, value=self.chosen[name]) for name in names))
+
+    def colour(self, field: str = "where") -> Any:
+        """A colour for each backend and device, the same in all plots."""
+        legend = alt.Legend(orient="top", columns=6, labelLimit=150)
+        return alt.Color(f"{field}:N", title=None, scale=alt.Scale(domain=self.places), legend=legend)
+
+    def shape(self) -> Any:
+        """A shape for each way of calling."""
+        kinds, shapes = ["dispatched", "definition", "compiled", "peer"], ["circle", "square", "diamond", "triangle-up"]
+        return alt.Shape(
+            "kind:N", title=None, scale=alt.Scale(domain=kinds, range=shapes), legend=alt.Legend(orient="top")
+        )
+
+    def across(self) -> Any:
+        """Contestants from left to right, backends first."""
+        return alt.X(
+            "who:N", title=None, sort=self.contestants, axis=alt.Axis(orient="top", labelAngle=-30, labelLimit=140)
+        )
+
+    def rows_high(self, step: int) -> int:
+        """The height of a row for each operation."""
+        return step * max(1, len({row["operation"] for row in self.rows}))
 
     def against_baseline(self, chart: Any) -> Any:
         """Adds `speedup`: how many times as fast as the baseline on the same input."""
@@ -52,12 +76,14 @@ class Charts:
 
     def heatmap(self) -> Any:
         """Operation × contestant: speed-up over a baseline that can be chosen."""
-        chart = self.base("input", *SETTING, "baseline", "peers").transform_filter(f"datum.input == input && {SAME_SETTING}")
+        chart = self.base("input", *SETTING, "baseline", "peers").transform_filter(
+            f"datum.input == input && {SAME_SETTING}"
+        )
         return self._squares(self.against_baseline(chart).transform_filter(WITH_PEERS))
 
     def _squares(self, chart: Any) -> Any:
         base = chart.encode(
-            x=alt.X("who:N", title=None, axis=alt.Axis(orient="top", labelAngle=-30, labelLimit=140)),
+            x=self.across(),
             y=alt.Y("operation:N", title=None, sort=None, axis=alt.Axis(labelLimit=190)),
             tooltip=tooltip(),
         )
@@ -66,39 +92,52 @@ class Charts:
         legend = alt.Legend(values=[0.02, 0.1, 0.5, 1, 2, 10, 50], format="~r", orient="bottom", gradientLength=260)
         squares = base.mark_rect(stroke=None).encode(
             color=alt.Color("speedup:Q", title="times as fast as the baseline", scale=scale, legend=legend),
-            opacity=alt.condition(DIMMED, alt.value(0.4), alt.value(1.0)),
+            opacity=alt.condition(DIMMED, alt.value(0.22), alt.value(1.0)),
         )
         is_dark = "datum.speedup > 9 || datum.speedup < 0.11"
-        text = base.mark_text(fontSize=11).transform_calculate(shown="datum.faster || datum.time").encode(
-            text="shown:N",
-            color=alt.condition(f"({is_dark}) && !({DIMMED})", alt.value("white"), alt.value("#15202b")),
-            opacity=alt.condition(DIMMED, alt.value(0.75), alt.value(1.0)),
-        )  # fmt: skip
-        return alt.layer(squares, text).properties(width="container", height={"step": 25})
+        # What is in doubt is pale, with a grey that can be read on light and dark alike.
+        ink = (
+            alt.when(DIMMED)
+            .then(alt.value("#7b8794"))
+            .when(is_dark)
+            .then(alt.value("white"))
+            .otherwise(alt.value("#15202b"))
+        )
+        shown = f"(datum.faster || datum.time) + ({DIMMED} ? ' ?' : '')"
+        text = base.mark_text(fontSize=11).transform_calculate(shown=shown).encode(text="shown:N", color=ink)
+        return alt.layer(squares, text).properties(width="container", height=self.rows_high(25))
 
     def sizes(self) -> Any:
         """Time against size, with 95 % bands: one operation, which can be chosen."""
         base = (
             self.base("operation", *SETTING, "peers")
-            .transform_filter(f"datum.operation == operation && datum.kind != 'native' && {SAME_SETTING} && {WITH_PEERS}")
+            .transform_filter(
+                f"datum.operation == operation && datum.kind != 'native' && {SAME_SETTING} && {WITH_PEERS}"
+            )
             .encode(
                 x=alt.X("size:Q", title="elements", scale=alt.Scale(type="log"), axis=alt.Axis(format="~s")),
-                color=contestants(),
+                color=self.colour(),
+                detail="who:N",
             )
         )
         time = {"scale": alt.Scale(type="log"), "axis": alt.Axis(format="~s")}
         bands = base.mark_errorband(opacity=0.2).encode(y=alt.Y("low:Q", title="seconds per call", **time), y2="high:Q")
-        line = base.mark_line(strokeWidth=1.6).encode(y=alt.Y("median:Q", title="seconds per call", aggregate="median", **time))
+        dash = alt.StrokeDash("kind:N", title=None, legend=alt.Legend(orient="top"), scale=alt.Scale(domain=["dispatched", "definition", "compiled", "peer"],
+                              range=[[1, 0], [6, 3], [2, 2], [4, 2]]))  # fmt: skip
+        line = base.mark_line(strokeWidth=1.6).encode(
+            strokeDash=dash, y=alt.Y("median:Q", title="seconds per call", aggregate="median", **time)
+        )
         points = base.mark_point(filled=True, size=42).encode(
             y=alt.Y("median:Q", title="seconds per call", **time),
             tooltip=tooltip(),
+            shape=self.shape(),
             opacity=alt.condition(DIMMED, alt.value(0.35), alt.value(1.0)),
         )
         return alt.layer(bands, line, points).properties(width="container", height=330)
 
     def crossovers(self) -> Any:
         """From which size on one backend overtakes another, with 95 % intervals."""
-        sizes = [row["size"] for row in self.rows if row["size"]]
+        sizes = [size for lines in self.analysis.lines.values() for line in lines.values() for size in line.sizes]
         ends = (min(sizes, default=1), max(sizes, default=1))
         data = [
             {
@@ -110,17 +149,23 @@ class Charts:
             for setting in headline_settings(self.analysis)
             for found in self.analysis.crossovers[setting]
         ]  # fmt: skip
+        groups = [(row["dtype"], row["start"]) for row in data]
+        most = max(map(groups.count, groups), default=1)
         base = (
             alt.Chart(alt.InlineData(values=data))
             .add_params(*(alt.param(name=name, value=self.chosen[name]) for name in ("dtype", "start")))
             .transform_filter("datum.dtype == dtype && datum.start == start")
-            .encode(y=alt.Y("name:N", title=None, sort=None, axis=alt.Axis(labelLimit=330)), color=contestants("after"))
+            .encode(y=alt.Y("name:N", title=None, sort=None, axis=alt.Axis(labelLimit=330)), color=self.colour("after"))
         )
         size = {"scale": alt.Scale(type="log"), "axis": alt.Axis(format="~s")}
         shown = ["name:N", alt.Tooltip("about:N", title="from")]
-        rules = base.mark_rule(strokeWidth=3, opacity=0.45).encode(x=alt.X("low:Q", title="elements", **size), x2="high:Q")
-        points = base.mark_point(filled=True, size=70).encode(x=alt.X("size:Q", title="elements", **size), tooltip=shown)
-        return alt.layer(rules, points).properties(width="container", height={"step": 17})
+        rules = base.mark_rule(strokeWidth=3, opacity=0.45).encode(
+            x=alt.X("low:Q", title="elements", **size), x2="high:Q"
+        )
+        points = base.mark_point(filled=True, size=70).encode(
+            x=alt.X("size:Q", title="elements", **size), tooltip=shown
+        )
+        return alt.layer(rules, points).properties(width="container", height=17 * most)
 
     def roofline(self) -> Any:
         """What calls reach of the bandwidth that the machine was seen to have: points under the roof of their backend."""
@@ -136,7 +181,7 @@ class Charts:
         dtype = alt.param(name="dtype", value=self.chosen["dtype"])
         lines = (
             alt.Chart(alt.InlineData(values=roofs)).add_params(dtype).transform_filter("datum.dtype == dtype")
-            .mark_line(strokeWidth=2, strokeDash=[6, 3]).encode(x=x, y=y, color=contestants("where"))
+            .mark_line(strokeWidth=2, strokeDash=[6, 3]).encode(x=x, y=y, color=self.colour("where"))
         )  # fmt: skip
         points = (
             alt.Chart(alt.NamedData(ROWS))
@@ -146,9 +191,9 @@ class Charts:
             )
             .mark_point(filled=True, size=48)
             .encode(
-                x=x, y=y, color=contestants("where"), tooltip=tooltip(),
-                shape=alt.Shape("bound:N", title="floor by", scale=alt.Scale(domain=["bytes", "exps", "flops", ""],
-                                range=["circle", "triangle-up", "square", "cross"])),
+                x=x, y=y, color=self.colour("where"), tooltip=tooltip(),
+                shape=alt.Shape("bound:N", title="floor by", legend=alt.Legend(orient="top"), scale=alt.Scale(
+                    domain=["bytes", "exps", "flops", "not known"], range=["circle", "triangle-up", "square", "cross"])),
                 opacity=alt.condition(DIMMED, alt.value(0.3), alt.value(0.85)),
             )
         )  # fmt: skip
@@ -158,7 +203,9 @@ class Charts:
         """For every backend, the share of operations that it does within a factor of the best (Dolan and Moré)."""
         return (
             self.base("input", *SETTING)
-            .transform_filter(f"datum.input == input && {SAME_SETTING} && datum.kind == 'dispatched' && !datum.reference")
+            .transform_filter(
+                f"datum.input == input && {SAME_SETTING} && datum.kind == 'dispatched' && !datum.reference"
+            )
             .transform_joinaggregate(best="min(median)", groupby=["operation"])
             .transform_joinaggregate(all="distinct(operation)")
             .transform_calculate(factor="datum.median / datum.best")
@@ -167,16 +214,25 @@ class Charts:
             .mark_line(interpolate="step-after", strokeWidth=2, point=alt.OverlayMarkDef(size=25, filled=True))
             .encode(
                 x=alt.X("factor:Q", title="at most so many times the best time", scale=alt.Scale(type="log")),
-                y=alt.Y("share:Q", title="share of operations", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1])),
-                color=contestants(),
-                tooltip=["who:N", "operation:N", alt.Tooltip("factor:Q", format=".3~r"), alt.Tooltip("share:Q", format=".0%")],
+                y=alt.Y(
+                    "share:Q", title="share of operations", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1])
+                ),
+                color=self.colour(),
+                tooltip=[
+                    "who:N",
+                    "operation:N",
+                    alt.Tooltip("factor:Q", format=".3~r"),
+                    alt.Tooltip("share:Q", format=".0%"),
+                ],
             )
             .properties(width="container", height=280)
         )
 
     def parity(self) -> Any:
         """Largest error beside speed: a result is worth its speed only if it is right."""
-        chart = self.base("input", *SETTING, "baseline", "peers").transform_filter(f"datum.input == input && {SAME_SETTING}")
+        chart = self.base("input", *SETTING, "baseline", "peers").transform_filter(
+            f"datum.input == input && {SAME_SETTING}"
+        )
         log = alt.Scale(type="log")
         return (
             self.against_baseline(chart)
@@ -185,7 +241,8 @@ class Charts:
             .encode(
                 x=alt.X("speedup:Q", title="times as fast as the baseline", scale=log, axis=alt.Axis(format="~r")),
                 y=alt.Y("ulp:Q", title="largest error, ulp (0.01: none)", scale=log, axis=alt.Axis(format="~r")),
-                color=contestants(), tooltip=tooltip(), opacity=alt.condition(DIMMED, alt.value(0.35), alt.value(0.9)),
+                color=self.colour(), shape=self.shape(), tooltip=tooltip(),
+                opacity=alt.condition(DIMMED, alt.value(0.35), alt.value(0.9)),
             )
             .properties(width="container", height=300)
         )  # fmt: skip
@@ -197,7 +254,7 @@ class Charts:
             .transform_filter("datum.input == input && datum.dtype == dtype && datum.peak != null && datum.start == 'resident'")
             .transform_calculate(share="datum.peak / datum.bytes")
             .encode(
-                x=alt.X("who:N", title=None, axis=alt.Axis(orient="top", labelAngle=-30, labelLimit=140)),
+                x=self.across(),
                 y=alt.Y("operation:N", title=None, sort=None, axis=alt.Axis(labelLimit=190)),
                 tooltip=["operation:N", "who:N", "input:N", alt.Tooltip("peaktext:N", title="peak beside the inputs"),
                          alt.Tooltip("share:Q", title="of inputs and results", format=".2f")],
@@ -205,11 +262,13 @@ class Charts:
         )  # fmt: skip
         legend = alt.Legend(orient="bottom", format="~r", gradientLength=260)
         scale = alt.Scale(type="sqrt", domain=[0, 8], clamp=True, scheme="purples")
-        squares = base.mark_rect().encode(color=alt.Color("share:Q", title="times inputs and results", scale=scale, legend=legend))
+        squares = base.mark_rect().encode(
+            color=alt.Color("share:Q", title="times inputs and results", scale=scale, legend=legend)
+        )
         text = base.mark_text(fontSize=11).encode(
             text="peaktext:N", color=alt.condition("datum.share > 3", alt.value("white"), alt.value("#15202b"))
         )
-        return alt.layer(squares, text).properties(width="container", height={"step": 25})
+        return alt.layer(squares, text).properties(width="container", height=self.rows_high(25))
 
     def overhead(self) -> Any:
         """What a call costs on four elements, beside the native call."""
@@ -227,7 +286,7 @@ class Charts:
             color=alt.Color("call:N", title=None, legend=alt.Legend(orient="top")),
             tooltip=["name:N", "call:N", alt.Tooltip("microseconds:Q", format=".2f")],
         )
-        return alt.layer(between, points).properties(width="container", height={"step": 15})
+        return alt.layer(between, points).properties(width="container", height=15 * len(self.analysis.overheads))
 
     def picture(self) -> Any:
         """The heatmap with what it shows written into it, for Markdown."""
@@ -239,11 +298,6 @@ class Charts:
             for row in chosen if row["kind"] == "dispatched" and row["operation"] in own
         ]  # fmt: skip
         return self._squares(alt.Chart(alt.InlineData(values=data))).properties(width=560)
-
-
-def contestants(field: str = "who") -> Any:
-    """A colour for each contestant, named on top."""
-    return alt.Color(f"{field}:N", title=None, legend=alt.Legend(orient="top", columns=6, labelLimit=150))
 
 
 def tooltip() -> list[Any]:
@@ -272,11 +326,11 @@ def defaults(analysis: Analysis, rows: list[Row]) -> dict[str, str]:
     }
 
 
-def options(rows: list[Row]) -> dict[str, list[str]]:
+def options(charts: Charts) -> dict[str, list[str]]:
     """What each control offers."""
-    found = {name: list(dict.fromkeys(row[name] for row in rows)) for name in CONTROLS[:6]}
-    contestants_ = dict.fromkeys(row["who"] for row in rows)
-    return found | {"baseline": [DEFINITION, *(who for who in contestants_ if who != DEFINITION)], "peers": ["without", "with"]}
+    found = {name: list(dict.fromkeys(row[name] for row in charts.rows)) for name in CONTROLS[:6]}
+    present = dict.fromkeys(row["who"] for row in charts.rows)
+    return found | {"baseline": sorted(present, key=lambda who: who != DEFINITION), "peers": ["without", "with"]}
 
 
 def specification(chart: Any) -> dict[str, Any]:

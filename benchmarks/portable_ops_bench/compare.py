@@ -157,7 +157,9 @@ def compare(
     known = {result.cell.operation for result in (*before.results, *after.results)}
     unknown = sorted(set(thresholds.operations) - known)
     if unknown:
-        raise UnusableError(f"thresholds: got {unknown[0]!r}; expected operations of the reports: {', '.join(sorted(known))}")
+        raise UnusableError(
+            f"thresholds: got {unknown[0]!r}; expected operations of the reports: {', '.join(sorted(known))}"
+        )
     old = {result.cell.key: result for result in before.results}
     new = {result.cell.key: result for result in after.results}
     both = [(old[key], new[key]) for key in old if key in new and old[key].timings and new[key].timings]
@@ -165,7 +167,9 @@ def compare(
         raise UnusableError("reports: got no cell with a number in both; expected some of the same cells")
     noise = Noise(before, after, both)
     changes = _verdicts([_change(a, b, thresholds.of(a.cell), noise) for a, b in both])
-    changes += [_missing(old.get(key), new.get(key), thresholds) for key in {**old, **new} if _is_missing(key, old, new)]
+    changes += [
+        _missing(old.get(key), new.get(key), thresholds) for key in {**old, **new} if _is_missing(key, old, new)
+    ]
     return Comparison(
         comparison_version=1,
         before=before.created,
@@ -255,7 +259,9 @@ class Noise:
         """What noise was found."""
         told = []
         if self.between_processes:
-            told.append(f"processes of one run differ by {self.between_processes:.1%} (standard deviation over all cells)")
+            told.append(
+                f"processes of one run differ by {self.between_processes:.1%} (standard deviation over all cells)"
+            )
         whose = f"{self.controls} cells whose code is the same" if self.controls else "the cells"
         told.append(f"{whose} differ by {self.between_runs:.1%} between the runs (standard deviation)")
         if self.sentinels:
@@ -393,4 +399,6 @@ def load_thresholds(path: Path) -> Thresholds:
     try:
         return msgspec.toml.decode(path.read_bytes(), type=Thresholds)
     except (msgspec.DecodeError, OSError) as error:
-        raise UnusableError(f"{path.name}: got no thresholds ({error}); expected numbers under threshold and [operations]") from None
+        raise UnusableError(
+            f"{path.name}: got no thresholds ({error}); expected numbers under threshold and [operations]"
+        ) from None

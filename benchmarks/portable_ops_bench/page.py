@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import io
 import json
 import re
@@ -13,13 +14,14 @@ import jinja2
 import numpy as np
 import vl_convert
 from markupsafe import Markup
+from msgspec.structs import replace
 
 from portable_ops_bench import noise
 from portable_ops_bench.analysis import Analysis
 from portable_ops_bench.charts import CONTROLS, Charts, options, specification
 from portable_ops_bench.images import PHOTOGRAPHS, task_of
 from portable_ops_bench.model import Cell, Report
-from portable_ops_bench.rows import packed, table_rows
+from portable_ops_bench.rows import at_home, contestants, numbers, table_rows
 from portable_ops_bench.snippets import code, rerun
 from portable_ops_bench.summary import headline_settings, sentence
 from portable_ops_bench.tables import FIT_COLUMNS, crossover_rows, fit_rows, grid
@@ -39,6 +41,11 @@ CHARTS = (
     ("memory", "Memory", "The most memory that a call takes beside its inputs, measured in a pass of its own."),
     ("overhead", "What a call costs", "Microseconds on four elements, beside the same work called natively."),
 )  # fmt: skip
+OPEN = Cell(
+    case="", operation="{operation}", input="{input}", backend="{backend}", device="cpu", dtype="{dtype}", clock="{clock}",
+    cache="{cache}", start="{start}",
+)  # fmt: skip
+"""A cell with what differs from one to the next left open, for the page's script to fill in."""
 LABELS = {
     "input": "Input", "operation": "Operation", "dtype": "Dtype", "start": "Data starts", "clock": "Clock", "cache": "Cache",
     "baseline": "Baseline", "peers": "Other libraries",
@@ -52,8 +59,8 @@ def _data_uri(pixels: np.ndarray[Any, Any]) -> str:
 
     buffer = io.BytesIO()
     picture = Image.fromarray(pixels)
-    picture.thumbnail((240, 240))
-    picture.save(buffer, format="JPEG", quality=82)
+    picture.thumbnail((200, 200))
+    picture.save(buffer, format="JPEG", quality=75)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -97,7 +104,7 @@ def has_numbers(name: str, analysis: Analysis, charts: Charts) -> bool:
     if name == "roofline":
         return bool(analysis.report.ceilings)
     if name == "memory":
-        return any(row["peak"] is not None for row in charts.rows)
+        return any(result.memory is not None for result in analysis.report.results)
     return bool(charts.rows)
 
 
@@ -106,7 +113,11 @@ def verdict_groups(analysis: Analysis) -> list[dict[str, Any]]:
     groups: dict[str, list[dict[str, str]]] = {}
     for setting in headline_settings(analysis):
         about, _, rest = sentence(analysis, setting).partition(": ")
-        groups.setdefault(setting.start, []).append({"about": about.partition(", data starting")[0], "text": rest})
+        advised, _, details = rest.partition(". ")
+        about = about.partition(", data starting")[0]
+        groups.setdefault(setting.start, []).append(
+            {"about": about, "use": advised[:1].upper() + advised[1:] + ".", "details": details}
+        )
     titles = {"resident": "Arrays already where they are used", "host": "Data starting on the host"}
     return [{"title": titles.get(start, start), "sentences": sentences} for start, sentences in groups.items()]
 
@@ -118,10 +129,7 @@ def codes(report: Report) -> dict[str, dict[str, str]]:
         cell = result.cell
         kind = f"{cell.way}|{cell.start}"
         if kind not in found.setdefault(cell.operation, {}):
-            opened = Cell(
-                case=cell.case, operation=cell.operation, input="{input}", backend="{backend}", device=cell.device,
-                dtype="{dtype}", way=cell.way, start=cell.start,
-            )  # fmt: skip
+            opened = replace(OPEN, case=cell.case, operation=cell.operation, way=cell.way, start=cell.start)
             found[cell.operation][kind] = code(opened)
     return found
 
@@ -143,20 +151,19 @@ def page(analysis: Analysis) -> str:
     )
     charts = Charts(analysis)
     shown = [
-        {"id": name, "title": title, "text": text} for name, title, text in CHARTS if has_numbers(name, analysis, charts)
+        {"id": name, "title": title, "text": text}
+        for name, title, text in CHARTS
+        if has_numbers(name, analysis, charts)
     ]
     data = {
-        "rows": packed(charts.rows),
+        "numbers": numbers(analysis),
+        "contestants": contestants(analysis),
+        "at_home": at_home(report),
         "codes": codes(report),
-        "cells": packed(
-            [
-                {"way": r.cell.way, "start": r.cell.start, "backend": r.cell.backend, "rerun": rerun(r.cell)}
-                for r in report.results
-            ]
-        ),
+        "rerun": rerun(OPEN),
         "charts": {chart["id"]: specification(getattr(charts, chart["id"])()) for chart in shown},
     }
-    offered = options(charts.rows)
+    offered = options(charts)
     main = analysis.main_input
     columns, rows = grid(analysis, main) if main is not None else ([], [])
     return surroundings.get_template("report.html.j2").render(
@@ -186,6 +193,6 @@ def page(analysis: Analysis) -> str:
         # Style, script and bundle are ours, and JSON is no text to be escaped; none of it can end its element.
         style=Markup(source("report.css")),  # type: ignore[call-arg]
         script=Markup(_script(source("report.js"))),  # type: ignore[call-arg]
-        bundle=Markup(_script(vl_convert.javascript_bundle())),  # type: ignore[call-arg]
+        bundle=base64.b64encode(gzip.compress(vl_convert.javascript_bundle().encode(), mtime=0)).decode(),
         data=Markup(_json(data)),  # type: ignore[call-arg]
     )

@@ -8,7 +8,6 @@ import shlex
 import numpy as np
 
 from portable_ops_bench.case import Case
-from portable_ops_bench.inputs import call_of
 from portable_ops_bench.model import Cell
 from portable_ops_bench.registry import case_by_name
 
@@ -18,18 +17,11 @@ def call_text(case: Case) -> str:
     call = case.make(np.random.default_rng(0), case.shape)
     names = list(inspect.signature(case.called).parameters)
     parts = [names[i] if isinstance(value, np.ndarray) else repr(value) for i, value in enumerate(call.args)]
-    parts += [f"{name}={name if isinstance(value, np.ndarray) else repr(value)}" for name, value in call.options.items()]
+    parts += [
+        f"{name}={name if isinstance(value, np.ndarray) else repr(value)}" for name, value in call.options.items()
+    ]
     prefix = "" if case.function is not None else "po."
     return f"{prefix}{case.operation}({', '.join(parts)})"
-
-
-def arguments(cell: Cell) -> str:
-    """The arrays of the call: name, dtype as measured, shape."""
-    case = case_by_name(cell.case)
-    call, names = call_of(cell.case, cell.input), list(inspect.signature(case.called).parameters)
-    named = [(names[i], value) for i, value in enumerate(call.args)] + list(call.options.items())
-    arrays = [(name, value) for name, value in named if isinstance(value, np.ndarray)]
-    return ", ".join(f"{name}: {cell.dtype if a.dtype.kind == 'f' else a.dtype} {a.shape}" for name, a in arrays)
 
 
 def code(cell: Cell) -> str:
@@ -73,4 +65,6 @@ def rerun(cell: Cell) -> str:
     words += ["--clock", cell.clock, "--cache", cell.cache, "--start", cell.start]
     size, _, rest = cell.input.partition(" ")
     words += ["--synthetic", "--sizes", size] if rest == "elements" else ["--real"]
+    if "{" in cell.backend:  # left open: the page fills it in
+        return " ".join(words[:-1])
     return shlex.join(words)

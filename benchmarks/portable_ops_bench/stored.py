@@ -33,7 +33,9 @@ def load(path: Path) -> Report:
     try:
         version = msgspec.json.decode(content, type=_Version).schema_version
     except msgspec.DecodeError as error:
-        raise ValueError(f"{path.name}: got a file that is no report ({error}); expected what bench --json writes") from None
+        raise ValueError(
+            f"{path.name}: got a file that is no report ({error}); expected what bench --json writes"
+        ) from None
     if version != SCHEMA_VERSION:
         raise ValueError(
             f"{path.name}: got schema version {version}; expected {SCHEMA_VERSION}: measure again, or use the portable_ops "

@@ -140,7 +140,9 @@ def at_largest(analysis: Analysis, setting: Setting, best: Line, largest: int) -
         told += f"; {others[0].label} is level" if level else f"; next {others[0].label}, {times(ratio)} the time"
     outside = [line for line in present if line.way == "native" or line.way.startswith("peer ")]
     if outside and outside[0].median(largest) < median / (1 + LEVEL):
-        told += f". Faster without portable_ops: {outside[0].label}, {times(outside[0].median(largest) / median)} the time"
+        told += (
+            f". Faster without portable_ops: {outside[0].label}, {times(outside[0].median(largest) / median)} the time"
+        )
     return told
 
 

@@ -68,7 +68,11 @@ def fit_rows(analysis: Analysis) -> list[tuple[str, ...]]:
             fitted = analysis.fits.get((setting, name))
             if fitted is not None:
                 exponent = "" if fitted.exponent is None else f"{fitted.exponent:.2f}"
-                line = (seconds(fitted.t0), f"{count(fitted.rate)}/s", count(fitted.n_half)) if fitted.is_linear else ("", "", "")
+                line = (
+                    (seconds(fitted.t0), f"{count(fitted.rate)}/s", count(fitted.n_half))
+                    if fitted.is_linear
+                    else ("", "", "")
+                )
                 found.append((setting.operation, name, *line, exponent, f"{fitted.misfit:.0%}"))
     return found
 
@@ -147,10 +151,14 @@ def markdown(analysis: Analysis, picture: str | None = None) -> str:
     if fits:
         lines += ["## How time grows: t(n) = t0 + n / rate", "", *_markdown_table(FIT_COLUMNS, fits, left=2)]
     lines += ["## Noise", "", *(f"- {_plain(sentence)}" for sentence in [*noise.ledger(report), *report.notes])]
-    lines += [f"- {_plain(_named(analysis, key))}: {_plain('; '.join(why))}" for key, why in analysis.doubts.items()] + [""]
+    lines += [
+        f"- {_plain(_named(analysis, key))}: {_plain('; '.join(why))}" for key, why in analysis.doubts.items()
+    ] + [""]
     if analysis.gaps:
         lines += ["## Without a number", ""]
-        lines += [f"- {_plain(who)}: {n} cells, {status}: {_plain(reason)}" for who, status, reason, n in analysis.gaps] + [""]
+        lines += [
+            f"- {_plain(who)}: {n} cells, {status}: {_plain(reason)}" for who, status, reason, n in analysis.gaps
+        ] + [""]
     return "\n".join(lines)
 
 

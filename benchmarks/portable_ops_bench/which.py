@@ -123,7 +123,9 @@ def _answer(analysis: Analysis, setting: Setting, size: int) -> Answer:
     ahead = [one for one in estimates if not one.is_choice and one.seconds < best.seconds / (1 + LEVEL)]
     outside = [one for one in ahead if ": " in one.contestant and not one.contestant.endswith(": definition")]
     if outside:
-        told += f"; without portable_ops {outside[0].contestant} takes {times(outside[0].seconds / best.seconds)} the time"
+        told += (
+            f"; without portable_ops {outside[0].contestant} takes {times(outside[0].seconds / best.seconds)} the time"
+        )
     if best.doubts:
         told += f"; in doubt: {', '.join(best.doubts)}"
     changes = [found for found in analysis.crossovers[setting] if best.contestant in (found.before, found.after)]

@@ -2,16 +2,35 @@
 const root = document.documentElement, themeButton = document.getElementById("theme");
 const data = JSON.parse(document.getElementById("data").textContent);
 const state = new URLSearchParams(location.hash.slice(1));
+const atHome = new Set(data.at_home);
 const keep = () => history.replaceState(null, "", "#" + state);
 
-// Rows come as columns, with every text once.
-function unpacked({ texts, coded, columns }) {
-  const names = Object.keys(columns), length = names.length ? columns[names[0]].length : 0;
-  return Array.from({ length }, (_, i) =>
-    Object.fromEntries(names.map(name => [name, coded.includes(name) ? texts[columns[name][i]] : columns[name][i]])));
-}
+const body = document.querySelector("#results tbody"), rows = [...body.rows], filter = document.getElementById("filter");
+const headers = [...document.querySelectorAll("#results thead th")];
+const column = Object.fromEntries(headers.map((th, i) => [th.textContent.trim(), i]));
+const text = (row, name) => row.cells[column[name]].textContent.trim();
+const number = (row, name) => Number(row.cells[column[name]].dataset.v ?? (text(row, name) || NaN));
 
-const shared = unpacked(data.rows), views = new Map();
+// What a row of the table is about; the usual conditions are not written there.
+function cellOf(row) {
+  const kinds = text(row, "kind").split(" "), among = (values, usual) => values.find(one => kinds.includes(one)) ?? usual;
+  return { operation: text(row, "operation"), input: text(row, "input"), who: text(row, "where"), dtype: text(row, "dtype"),
+    clock: among(["latency"], "throughput"), cache: among(["cold"], "warm"), start: among(["host"], "resident"),
+    ...data.contestants[text(row, "where")] };
+}
+const bounds = { b: "bytes", e: "exps", f: "flops" };
+const cells = rows.map(cellOf);
+const shared = rows.flatMap((row, i) => {
+  const median = number(row, "median"), ulp = number(row, "ulp"), bytes = data.numbers.bytes[i], floor = number(row, "of floor");
+  const peak = number(row, "memory"), ok = text(row, "status").startsWith("ok");
+  if (!ok || Number.isNaN(median) || Number.isNaN(ulp)) return [];
+  return [{ ...cells[i], median, kernel: text(row, "kernel"), time: text(row, "median"), ulp: Math.max(ulp, 0.01), bytes,
+    size: data.numbers.size[i], low: data.numbers.low[i], high: data.numbers.high[i], rate: bytes / median / 1e9,
+    floor: Number.isNaN(floor) ? null : floor, bound: bounds[data.numbers.bound[i]] ?? "not known",
+    peak: Number.isNaN(peak) ? null : peak, peaktext: text(row, "memory"), doubt: text(row, "status").slice(4) }].flatMap(one =>
+      atHome.has(i) ? [one, { ...one, start: "host" }] : [one]);
+});
+const views = new Map();
 for (const spec of Object.values(data.charts)) spec.datasets = { ...spec.datasets, rows: shared };
 
 // Controls: each sets the parameter of its name in every plot that has it, and the address.
@@ -28,11 +47,10 @@ for (const control of controls) {
 
 function draw() {
   const theme = root.dataset.theme, dark = theme === "dark", ink = dark ? "#c9d3de" : "#33404e", line = dark ? "#2b3541" : "#e3e8ee";
-  themeButton.textContent = dark ? "Light mode" : "Dark mode";
-  themeButton.setAttribute("aria-pressed", dark);
+  label();
   const config = { background: "transparent", font: "system-ui, sans-serif", view: { stroke: null },
     axis: { labelColor: ink, titleColor: ink, gridColor: line, domainColor: line, tickColor: line, labelFontSize: 12, titleFontWeight: "normal" },
-    legend: { labelColor: ink, titleColor: ink, titleFontWeight: "normal", symbolOpacity: 1 }, title: { color: ink },
+    legend: { labelColor: ink, titleColor: ink, titleFontWeight: "normal", symbolOpacity: 1, symbolBaseFillColor: ink, symbolBaseStrokeColor: ink }, title: { color: ink },
     range: { category: dark
       ? ["#6cb6ff", "#ffb86b", "#7ee2b8", "#d7a6ff", "#ff8a9a", "#e6e08a", "#9fb3c8", "#f29fd0", "#8fe0f0", "#c0a080"]
       : ["#0b62a4", "#c25700", "#13795b", "#7a3ea8", "#b3261e", "#7d7400", "#5b6776", "#b0357f", "#007d94", "#7a5230"] } };
@@ -45,15 +63,23 @@ function draw() {
     }).then(() => { document.getElementById(id).dataset.drawn = theme; });
   }
 }
+const label = () => {
+  const dark = root.dataset.theme === "dark";
+  themeButton.textContent = dark ? "Light mode" : "Dark mode";
+  themeButton.setAttribute("aria-pressed", dark);
+};
 themeButton.addEventListener("click", () => {
   root.dataset.theme = root.dataset.theme === "dark" ? "light" : "dark";
   state.set("theme", root.dataset.theme); keep(); draw();
 });
-draw();
+// The plots' library is kept compressed: it is most of the page.
+async function unpack() {
+  const bytes = Uint8Array.from(atob(document.getElementById("bundle").textContent), letter => letter.charCodeAt(0));
+  const source = await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+  (0, eval)(source);
+}
 
 // The table of all results: sorted, filtered, and the code of each cell.
-const body = document.querySelector("#results tbody"), rows = [...body.rows], filter = document.getElementById("filter");
-const headers = [...document.querySelectorAll("#results thead th")];
 function value(row, column) {
   const cell = row.cells[column], given = (cell.dataset.v ?? cell.textContent).trim();
   return given === "" ? null : given !== "" && !Number.isNaN(Number(given)) ? Number(given) : given;
@@ -80,18 +106,17 @@ filter.addEventListener("input", () => { choose(); filter.value ? state.set("fil
 filter.value = state.get("filter") ?? "";
 const sorted = parseInt(state.get("sort") ?? "");
 
-const cells = unpacked(data.cells), dialog = document.getElementById("cell");
+const dialog = document.getElementById("cell");
+const filled = (template, cell) => template.replace(/\{(\w+)\}/g, (all, name) => cell[name] ?? all);
 rows.forEach((row, i) => {
-  const name = row.cells[0].textContent, button = document.createElement("button");
-  button.type = "button"; button.textContent = name; button.title = "Code, and how to measure it again";
+  const cell = cells[i], button = document.createElement("button"), about = ["input", "dtype", "kind", "kernel", "median", "status"];
+  button.type = "button"; button.textContent = cell.operation; button.title = "Code, and how to measure it again";
   button.addEventListener("click", () => {
-    const text = column => row.cells[column].textContent.trim(), cell = cells[i];
-    const filled = data.codes[name][cell.way + "|" + cell.start]
-      .replaceAll("{input}", text(1)).replaceAll("{backend}", cell.backend).replaceAll("{dtype}", text(3));
-    document.getElementById("cell-title").textContent = name + ", " + text(2);
-    document.getElementById("cell-what").textContent = [text(1), text(3), text(4), text(5), text(6), text(15)].filter(Boolean).join(" · ");
-    document.getElementById("cell-code").textContent = filled;
-    document.getElementById("cell-rerun").textContent = cell.rerun;
+    const [size, rest] = cell.input.split(" "), input = rest === "elements" ? " --synthetic --sizes " + size : " --real";
+    document.getElementById("cell-title").textContent = cell.operation + ", " + cell.who;
+    document.getElementById("cell-what").textContent = about.map(name => text(row, name)).filter(Boolean).join(" · ");
+    document.getElementById("cell-code").textContent = filled(data.codes[cell.operation][cell.way + "|" + cell.start], cell);
+    document.getElementById("cell-rerun").textContent = filled(data.rerun, cell) + input;
     dialog.showModal();
   });
   row.cells[0].replaceChildren(button);
@@ -102,3 +127,6 @@ choose();
 // A printed page shows all of it.
 addEventListener("beforeprint", () => document.querySelectorAll("details").forEach(one => { one.dataset.was = one.open ? "open" : ""; one.open = true; }));
 addEventListener("afterprint", () => document.querySelectorAll("details").forEach(one => { one.open = one.dataset.was === "open"; }));
+
+label();
+unpack().then(draw);
