@@ -207,8 +207,8 @@ def _real_probabilities(task: Any) -> Any:
 
 
 def _patches(task: Any) -> np.ndarray[Any, Any]:
-    # At most 32 x 32 of them, so that the naive formula can be the oracle.
-    side = max(min(min(task.target.shape) // 8, 32), 1)
+    # At most 32 x 32 of them, so that the naive formula can be the oracle; a power of two, as heads are.
+    side = 2 ** min(int(np.log2(min(task.target.shape) // 8)), 5)
     return task.patches(side, 64)
 
 

@@ -105,7 +105,7 @@ def bench(
         replicates=replicates or (1 if quick else REPLICATES),
         seed=seed,
         threads=threads or usable_cpus(),
-        seconds_per_cell=(0.02 if quick else 0.05) if seconds is None else seconds,
+        seconds_per_cell=(0.01 if quick else 0.03) if seconds is None else seconds,
         precision=precision,
         longest_call=longest_call,
         cell_timeout=cell_timeout,

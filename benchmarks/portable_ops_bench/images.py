@@ -52,14 +52,15 @@ class Task:
         return (tokens - tokens.mean()) / tokens.std()
 
     def tiled(self, height: int, width: int) -> Task:
-        """The same task repeated, or cropped, to a size."""
+        """The same task repeated to a size, or its middle, where it is larger."""
 
         def tile(array: Floats, axes: tuple[int, int]) -> Floats:
             repeats = [1] * array.ndim
             index: list[Any] = [slice(None)] * array.ndim
             for axis, size in zip(axes, (height, width), strict=True):
                 repeats[axis] = -(-size // array.shape[axis])
-                index[axis] = slice(size)
+                first = max(array.shape[axis] - size, 0) // 2
+                index[axis] = slice(first, first + size)
             return np.ascontiguousarray(np.tile(array, repeats)[tuple(index)])
 
         photograph = self.name.partition(" ")[0]

@@ -16,11 +16,11 @@ from portable_ops_bench.registry import case_by_name
 OVERHEAD = 4
 """Elements of the input on which a call's own cost shows."""
 
-MAIN = "coffee"
-"""The photograph that is shown at several sizes."""
+CROPPED = {"retina": 32, "immunohistochemistry": 160}
+"""The sides of the squares in the middle of photographs that are smaller inputs."""
 
-CROPS = (32, 160)
-CROPPED_NAME = "cropped to {}x{}"
+WHOLE = "coffee"
+REPEATED = "astronaut"
 TILED_NAME = f"tiled to {TILED[0]}x{TILED[1]}"
 
 
@@ -30,15 +30,9 @@ def drawn_input(elements: int) -> str:
 
 
 def real_inputs() -> list[str]:
-    """The names of the photographs' tasks: one of them cropped, whole and tiled, for lines over sizes; the others whole."""
-    crops = [f"{MAIN} {CROPPED_NAME.format(side, side)}" for side in CROPS]
-    own = [task_of(photograph).name for photograph in (MAIN, *(name for name in PHOTOGRAPHS if name != MAIN))]
-    return [*crops, *own, f"{MAIN} {TILED_NAME}"]
-
-
-def swept_inputs() -> list[str]:
-    """Those of `real_inputs` that show one photograph at several sizes."""
-    return [name for name in real_inputs() if name.startswith(f"{MAIN} ")]
+    """The names of the photographs' tasks, in the order of their sizes: two cropped, one whole, one tiled."""
+    crops = [f"{name} cropped to {side}x{side}" for name, side in CROPPED.items()]
+    return [*crops, task_of(WHOLE).name, f"{REPEATED} {TILED_NAME}"]
 
 
 @lru_cache(maxsize=2)
@@ -65,10 +59,9 @@ def call_of(case_name: str, input_name: str) -> Call:
 
 def _task(photograph: str, form: str) -> Task:
     task = task_of(photograph)
-    if form == TILED_NAME:
-        return task.tiled(*TILED)
-    crops = {CROPPED_NAME.format(side, side): side for side in CROPS}
-    return task.tiled(crops[form], crops[form]) if form in crops else task
+    if form.startswith("cropped"):
+        return task.tiled(CROPPED[photograph], CROPPED[photograph])
+    return task.tiled(*TILED) if form == TILED_NAME else task
 
 
 @lru_cache(maxsize=2)

@@ -177,9 +177,8 @@ def measured(cell: Cell, benchmark: Any) -> Result:
         require_unchanged(host, prepared.call, BACKEND, cell.dtype)
         require_threads(TASK.settings.threads)
         del parts
-        if not BACKEND.lazy:
-            require_synchronised(prepared.function, BACKEND, waits=waits)
-        timing = timed(cell, prepared, first_call, benchmark)
+        once = _seconds_of_one(prepared, waits=waits)
+        timing = timed(cell, prepared, once, first_call, benchmark)
     cost = case.cost(host, itemsize(cell.dtype), tuple(array.shape for array in expected))
     return Result(
         cell=cell,
@@ -194,13 +193,19 @@ def measured(cell: Cell, benchmark: Any) -> Result:
     )
 
 
-def timed(cell: Cell, prepared: Prepared, first_call: float, benchmark: Any) -> Timing:
+def _seconds_of_one(prepared: Prepared, *, waits: bool) -> float:
+    """Seconds that a call takes, of which it is made sure that they are all."""
+    if not BACKEND.lazy:
+        return require_synchronised(prepared.function, BACKEND, waits=waits)
+    start = time.perf_counter()
+    waited(prepared.function, BACKEND)()
+    return time.perf_counter() - start
+
+
+def timed(cell: Cell, prepared: Prepared, once: float, first_call: float, benchmark: Any) -> Timing:
     """Rounds on the cell's clock, at least `min_rounds`, until their mean is precise or the time is spent."""
     settings = TASK.settings
     each = waited(prepared.function, BACKEND)
-    start = time.perf_counter()
-    each()
-    once = time.perf_counter() - start
     if once > settings.longest_call:
         raise GuardError(
             Status.TIMEOUT, f"one call takes {once:.3g} s; calls above {settings.longest_call:g} s are cut off"

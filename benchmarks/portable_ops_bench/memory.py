@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import re
-import statistics
 import sys
 import tracemalloc
 from collections.abc import Callable
@@ -72,7 +71,7 @@ def _resident(call: Callable[[], Any]) -> int:
         libc.mallopt(M_MMAP_THRESHOLD, 2**16)
         libc.mallopt(M_TRIM_THRESHOLD, 0)
     peaks = []
-    for _ in range(3):
+    for _ in range(2):
         gc.collect()
         if hasattr(libc, "malloc_trim"):
             libc.malloc_trim(0)
@@ -80,7 +79,7 @@ def _resident(call: Callable[[], Any]) -> int:
         before = _pages("VmRSS")
         call()
         peaks.append(max(_pages("VmHWM") - before, 0))
-    return int(statistics.median(peaks))
+    return min(peaks)  # what else goes on in the process only adds
 
 
 def _traced(call: Callable[[], Any]) -> int:

@@ -10,7 +10,7 @@ import msgspec
 
 from portable_ops.backend import Backend, registered_backends
 from portable_ops_bench.case import Case
-from portable_ops_bench.inputs import OVERHEAD, drawn_input, real_inputs, swept_inputs
+from portable_ops_bench.inputs import OVERHEAD, drawn_input, real_inputs
 from portable_ops_bench.model import Cell, Result, Status
 from portable_ops_bench.registry import case_by_name, primary_cases
 from portable_ops_bench.timers import is_asynchronous, is_host
@@ -71,7 +71,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     replicates: int = 1
     seed: int = 0
     threads: int = msgspec.field(default_factory=usable_cpus)
-    seconds_per_cell: float = 0.05
+    seconds_per_cell: float = 0.03
     precision: float = 0.01
     longest_call: float = 10.0
     cell_timeout: float = 120.0
@@ -151,27 +151,23 @@ def _kinds(cell: Cell, case: Case, backend: Backend, options: Options) -> Iterat
     """The cell in all the ways, on all the clocks, in all the caches and from all the places that make sense."""
     replace = msgspec.structs.replace
     small = cell.input == drawn_input(OVERHEAD)
-    swept = not small and (cell.input in swept_inputs() or cell.input not in real_inputs())
+    largest = not small and cell.input == inputs_of(case, options)[-1]
     ways = ["dispatched"] + (["definition"] if backend.name == BASELINE else [])
     if small and (native_peer(case, backend) or (backend.name == BASELINE and case.function is None)):
         ways.append("native")
-    if swept and backend.name in _compiling(options):
+    if not small and backend.name in _compiling(options):
         ways.append("compiled")
     waits = cell.device != "-" and is_asynchronous(backend, cell.device)
-    clocks = [clock for clock in options.clocks if clock == "throughput" or waits]
+    # On the largest input a call takes so much longer than its launch that the clocks agree.
+    clocks = [clock for clock in options.clocks if clock == "throughput" or (waits and not largest)]
     yield from (replace(cell, way=way, clock=clock) for way in ways for clock in clocks)
-    if swept and options.peers:
+    if not small and options.peers:
         own = [name for name, peer in case.peers.items() if peer.backend == backend.name]
         yield from (replace(cell, way=f"peer {name}") for name in own)
     # From the host it is brought to arrays that are not the host's own; NumPy's are.
-    if swept and "host" in options.starts and backend.name != BASELINE and not backend.is_reference:
+    if not small and "host" in options.starts and backend.name != BASELINE and not backend.is_reference:
         yield replace(cell, start="host")
-    if (
-        "cold" in options.caches
-        and cell.input == inputs_of(case, options)[-1]
-        and not small
-        and not backend.is_reference
-    ):
+    if largest and "cold" in options.caches and not backend.is_reference:
         yield replace(cell, cache="cold")
 
 
@@ -193,3 +189,8 @@ def shuffled(cells: list[Cell], generator: random.Random) -> list[Cell]:
     for group in order:
         generator.shuffle(group)
     return [cell for group in order for cell in group]
+
+
+def processes_for(backend: str, options: Options) -> int:
+    """How many processes measure a backend. Of one that is there to check conformance, nobody compares the speed."""
+    return 1 if registered_backends()[backend].is_reference else options.replicates

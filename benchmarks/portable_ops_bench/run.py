@@ -26,7 +26,7 @@ from portable_ops_bench.model import (
     Sentinel,
     Status,
 )
-from portable_ops_bench.plan import BASELINE, Options, plan, shuffled
+from portable_ops_bench.plan import BASELINE, Options, plan, processes_for, shuffled
 from portable_ops_bench.process import Ending, run_task
 
 __all__ = ["BASELINE", "Options", "Progress", "plan", "resumed", "rooflines", "run"]
@@ -170,12 +170,10 @@ def run(
     for backend in dict.fromkeys(cell.backend for cell in collected.cells):
         few = [
             cell for cell in collected.cells
-            if cell.backend == backend and 0 < collected.times_measured(cell) < options.replicates
+            if cell.backend == backend and 0 < collected.times_measured(cell) < processes_for(backend, options)
         ]  # fmt: skip
         if few and not interrupted:
-            collected.notes.append(
-                f"{backend}: {len(few)} cells were measured in fewer than {options.replicates} processes"
-            )
+            collected.notes.append(f"{backend}: {len(few)} cells were measured in fewer processes than the others")
     return report(interrupted)
 
 
@@ -192,6 +190,8 @@ def _replicates(
         generator.shuffle(backends)
         for backend in list(backends):
             own = [cell for cell in collected.cells if cell.backend == backend]
+            if replicate >= processes_for(backend, options):
+                continue
             due = [c for c in own if collected.times_measured(c) <= replicate and not collected.failed(c)]
             start = time.monotonic()
             _measure(backend, shuffled(due, generator), options, collected, folder, progress, start + left[backend])
@@ -202,8 +202,9 @@ def _replicates(
 def _done(options: Options, collected: Collected, backend: str) -> tuple[int, int]:
     """Cells measured, and to be measured, a cell that fails counting as all that are left of it."""
     own = [cell for cell in collected.cells if cell.backend == backend]
-    done = sum(options.replicates if collected.failed(cell) else collected.times_measured(cell) for cell in own)
-    return done, options.replicates * len(own)
+    processes = processes_for(backend, options)
+    done = sum(processes if collected.failed(cell) else collected.times_measured(cell) for cell in own)
+    return done, processes * len(own)
 
 
 def _measure(
@@ -269,6 +270,7 @@ def _task(backend: str, cells: list[Cell], options: Options, collected: Collecte
     own = [cell for cell in collected.cells if cell.backend == backend]
     places = list(dict.fromkeys((cell.device, cell.dtype) for cell in own))
     tried = collected.tried[backend]
+    largest = {cell.case: cell.input for cell in own}  # the plan names inputs in the order of their sizes
     return Task(
         backend=backend,
         process=collected.processes,
@@ -278,17 +280,19 @@ def _task(backend: str, cells: list[Cell], options: Options, collected: Collecte
         ceilings=[p for p in places if options.ceilings and p not in known and journal.ceilings_step(*p) not in tried],
         fine=not options.quick,
         memory=[
-            c for c in own if options.memory and _lacks_memory(c, collected) and journal.memory_step(c) not in tried
+            c
+            for c in own
+            if options.memory and _lacks_memory(c, largest, collected) and journal.memory_step(c) not in tried
         ],
     )
 
 
-def _lacks_memory(cell: Cell, collected: Collected) -> bool:
-    """Whether the peak memory of a cell is still to be measured: once for each way of calling, where it can be told."""
+def _lacks_memory(cell: Cell, largest: dict[str, str], collected: Collected) -> bool:
+    """Whether a cell's peak memory is still to be measured: on the largest input, of each of our ways of calling."""
     plain = (cell.clock, cell.cache, cell.start) == ("throughput", "warm", "resident")
     result = collected.results.get(cell.key)
     is_small = result is not None and result.bytes_moved < SMALLEST
-    own = not cell.way.startswith(("peer", "native"))
+    own = cell.way in ("dispatched", "definition", "compiled") and cell.input == largest[cell.case]
     return plain and own and cell.key not in collected.memory and not collected.failed(cell) and not is_small
 
 

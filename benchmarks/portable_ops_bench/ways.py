@@ -21,7 +21,7 @@ from portable_ops_bench.case import Call, Case, Peer, Tolerance
 from portable_ops_bench.model import Cell
 from portable_ops_bench.timers import is_host
 
-MOST_ROTATED = 2**30
+MOST_ROTATED = 2**29
 """Bytes. Caches that virtual machines claim are shared by many; a run must also end."""
 
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
