@@ -16,6 +16,7 @@ from portable_ops_bench.plan import BASELINE
 
 def seconds(value: float) -> str:
     """Seconds with three digits and a unit."""
+    value = float(f"{value:.3g}")  # 999.6 µs are 1 ms
     for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns")):
         if value >= scale:
             return f"{value / scale:.3g} {unit}"
@@ -28,7 +29,8 @@ def times(ratio: float) -> str:
 
 
 def count(number: float) -> str:
-    """A number of elements, with two or three digits."""
+    """A number of elements, with three digits."""
+    number = float(f"{number:.3g}")
     for scale, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if number >= scale:
             return f"{number / scale:.3g}{unit}"

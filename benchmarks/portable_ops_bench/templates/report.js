@@ -130,3 +130,13 @@ addEventListener("afterprint", () => document.querySelectorAll("details").forEac
 
 label();
 unpack().then(draw);
+
+// The address keeps what is shown; a link to a section scrolls there and leaves the rest as it is.
+document.querySelectorAll("nav a, .skip").forEach(link => link.addEventListener("click", event => {
+  const target = document.getElementById(link.hash.slice(1));
+  event.preventDefault();
+  state.set("at", target.id); keep();
+  target.tabIndex = -1; target.focus({ preventScroll: true }); target.scrollIntoView();
+}));
+addEventListener("hashchange", () => location.reload());
+if (state.has("at")) document.getElementById(state.get("at"))?.scrollIntoView();
