@@ -42,9 +42,7 @@ def timing(samples: Sequence[float], rounds: int | None = None, first_call: floa
 def noisy(median: float, processes: int = 3, rounds: int = 40, noise: float = 0.02, seed: int = 0) -> list[Timing]:
     """Processes of rounds that scatter about a median."""
     rng = np.random.default_rng([seed, int(median * 1e12) % 2**31])
-    return [
-        timing(median * np.exp(rng.normal(0, noise / 4) + rng.normal(0, noise, rounds))) for _ in range(processes)
-    ]
+    return [timing(median * np.exp(rng.normal(0, noise / 4) + rng.normal(0, noise, rounds))) for _ in range(processes)]
 
 
 def result(
@@ -84,10 +82,13 @@ def report(results: Iterable[Result], **others: Any) -> Report:
     return Report(**(settings | {"results": list(results)} | others))
 
 
-def sweep(backend: str, t0: float, rate: float, exponent: float = 1.0, operation: str = "sigmoid", **kinds: Any) -> list[Result]:
+def sweep(
+    backend: str, t0: float, rate: float, exponent: float = 1.0, operation: str = "sigmoid", **kinds: Any
+) -> list[Result]:
     """Cells of sizes from 10 to 10 M with times of a known law."""
     return [
-        result(operation, f"{n} elements", backend, t0 + n**exponent / rate, **kinds) for n in (10**k for k in range(1, 8))
+        result(operation, f"{n} elements", backend, t0 + n**exponent / rate, **kinds)
+        for n in (10**k for k in range(1, 8))
     ]
 
 
@@ -115,11 +116,23 @@ def small_report() -> Report:
     return report(results, ceilings=ceilings, sentinels=sentinels)
 
 
-def recorded(choose: Any) -> list[Result]:
-    """The cells of six recorded runs of the same code; `choose` makes a cell's timings of its six processes' samples."""
-    content = json.loads((DATA / "six-runs.json").read_text())
+def recorded(name: str, choose: Any) -> list[Result]:
+    """The cells of recorded runs of the same code; `choose` makes a cell's timings of the samples of its processes.
+
+    ``six-runs.json`` holds six quick runs on a busy machine, ``one-run.json`` some cells of a full one, with all their rounds.
+    """
+    content = json.loads((DATA / name).read_text())
     found = []
     for number, cell in enumerate(content["cells"]):
         processes = [(np.asarray(one["samples"]), one["rounds"]) for one in cell["processes"]]
-        found.append(result(cell["operation"], cell["input"], cell["backend"], choose(number, processes), way=cell["way"]))
+        found.append(
+            result(
+                cell["operation"],
+                cell["input"],
+                cell["backend"],
+                choose(number, processes),
+                way=cell["way"],
+                elements=1000,
+            )
+        )
     return found

@@ -146,7 +146,10 @@ def test_numpy_stands_among_those_whose_data_start_on_the_host() -> None:
 def test_verdicts() -> None:
     verdicts = summary.verdicts(Analysis(small_report()))
     assert verdicts[0].startswith("sigmoid on float32: use numpy (numba) up to about ")
-    assert "torch beyond. 1 M elements take 500 µs, 16× as fast as the definition on NumPy; next numpy, 2× the time" in verdicts[0]
+    assert (
+        "torch beyond. 1 M elements take 500 µs, 16× as fast as the definition on NumPy; next numpy, 2× the time"
+        in verdicts[0]
+    )
     assert any("data starting on the host: use numpy (numba) at every size" in told for told in verdicts)
     assert any(told.startswith("mean_iou on uint8 labels: use") for told in verdicts)
 
@@ -163,7 +166,9 @@ def test_a_reference_is_not_advised_and_a_faster_peer_is_told() -> None:
 
 
 def test_a_wrong_cell_is_never_ranked() -> None:
-    wrong = msgspec.structs.replace(result("sigmoid", "100 elements", "torch", 1e-9), status=Status.PARITY, reason="off")
+    wrong = msgspec.structs.replace(
+        result("sigmoid", "100 elements", "torch", 1e-9), status=Status.PARITY, reason="off"
+    )
     (told,) = summary.verdicts(Analysis(report([result("sigmoid", "100 elements", "numpy", 1e-5), wrong])))
     assert "torch" not in told
 
@@ -178,7 +183,9 @@ def test_doubts() -> None:
         result("softmax", "1000000 elements", "numpy", 1e-6),  # 8 TB/s
     ]
     made = small_report()
-    disturbed = report(results, ceilings=made.ceilings, sentinels=[Sentinel(backend="torch", process=0, before=1.0, after=1.3)])
+    disturbed = report(
+        results, ceilings=made.ceilings, sentinels=[Sentinel(backend="torch", process=0, before=1.0, after=1.3)]
+    )
     found = Analysis(disturbed).doubts
     assert steady.cell.key not in found
     reasons = [found[one.cell.key][0] for one in results[1:]]

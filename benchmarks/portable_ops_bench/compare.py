@@ -247,7 +247,9 @@ class Noise:
         same = [pair for pair in both if _is_same_code(pair[0].cell, before.environment, after.environment)]
         self.controls = len(same) if len(same) >= ENOUGH_CELLS else 0
         differences = [difference(a, b) for a, b in (same if self.controls else both)]
-        self.between_runs = _deviation(differences, tails) if len(differences) >= ENOUGH_CELLS else 0.0
+        # A fifth of all cells may have changed; of the controls, none.
+        tail = 0.95 if self.controls else 0.8
+        self.between_runs = _deviation(differences, tails, tail) if len(differences) >= ENOUGH_CELLS else 0.0
         self.sentinels = _sentinel_change(before, after)
 
     def of(self, a: Result, b: Result) -> float:
@@ -285,11 +287,11 @@ def _own_deviation(result: Result) -> float:
     return statistics.stdev(math.log(timing.minimum) for timing in result.timings) if len(result.timings) > 2 else 0.0
 
 
-def _deviation(values: Sequence[float], tails: bool) -> float:
-    """The standard deviation about 0 of normal values with the same median size; with tails, also with the same 95 % quantile."""
+def _deviation(values: Sequence[float], tails: bool, tail: float = 0.95) -> float:
+    """The standard deviation about 0 of normal values of the same median size; with tails, also of the same quantile `tail`."""
     sizes = np.abs(np.asarray(values))
     middle = float(np.median(sizes)) / norm.ppf(0.75)
-    return float(max(middle, np.quantile(sizes, 0.95) / norm.ppf(0.975) if tails else 0.0))
+    return float(max(middle, np.quantile(sizes, tail) / norm.ppf((1 + tail) / 2) if tails else 0.0))
 
 
 def _is_same_code(cell: Cell, a: Environment, b: Environment) -> bool:

@@ -135,8 +135,9 @@ def markdown(analysis: Analysis, picture: str | None = None) -> str:
     """The report as Markdown, with a picture if one is named."""
     report, environment = analysis.report, analysis.report.environment
     machine = f"{environment.cpu}, {environment.usable_cpus} of {environment.logical_cpus} CPUs"
+    command = report.command.replace("`", "'")
     lines = ["# Performance report", ""]
-    lines += [f"{_plain(machine)}, Python {environment.python}, {report.created}. `{report.command}`", ""]
+    lines += [f"{_plain(machine)}, Python {environment.python}, {_plain(report.created)}. `{command}`", ""]
     lines += [f"- {_plain(sentence)}" for sentence in verdicts(analysis)] + [""]
     if picture is not None:
         lines += [f"![Speed-up over the standard definition on NumPy]({picture})", ""]
