@@ -108,7 +108,7 @@ def small_report() -> Report:
             results += [result(operation, name, "numpy", scale / 2, way="native")] if not number else []
         results.append(result("sigmoid", name, "cupy", None, status=Status.NO_DEVICE, reason="no device <here>"))
     ceilings = [
-        Ceiling(kind="copy", backend=backend, device="cpu", dtype="float32", size=2**k, rate=1e11 / k)
+        Ceiling(kind="copy", backend=backend, device="cpu", dtype="float32", size=2**k, rate=1e12 / k)
         for backend in ("numpy", "torch")
         for k in (12, 16, 20, 24)
     ]

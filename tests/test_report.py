@@ -73,9 +73,7 @@ def test_terminal(analysis: Analysis) -> None:
 def test_markdown_and_its_picture(analysis: Analysis) -> None:
     text = tables.markdown(analysis, "report.svg")
     assert "![Speed-up over the standard definition on NumPy](report.svg)" in text
-    assert re.search(r"\| sigmoid \| no device \| 1 ms 8× \(1.5 ulp\) \| 500 µs 16× \(1.5 ulp\) \? \|", text) or (
-        "| sigmoid | 1 ms 8× (1.5 ulp) ? | 500 µs 16× (1.5 ulp) ? | no device |" in text
-    ), text
+    assert "| sigmoid | 1 ms 8× (1.5 ulp) | 500 µs 16× (1.5 ulp) ? | no device |" in text
     assert "torch overtakes numpy | about 250 k elements" in text
     assert "in doubt: sigmoid, 1000000 elements, torch" in text
     assert "no device &lt;here>" in text
@@ -261,7 +259,7 @@ def test_page_in_a_browser(analysis: Analysis, browser: Any, tmp_path: Path) -> 
         assert shown.locator(f"#{name} svg g[class*=mark-] path").count() > 2, name
 
     def squares() -> list[str]:
-        return shown.locator("#heatmap svg g.mark-text.role-mark text").all_inner_texts()
+        return shown.locator("#heatmap svg g.mark-text.role-mark text").all_text_contents()
 
     # 8 times as fast as the definition; against torch, half as fast as it.
     assert "8×" in squares()
@@ -363,7 +361,7 @@ def test_hostile_names_in_a_browser(browser: Any, tmp_path: Path) -> None:
     opened.page.on("dialog", lambda dialog: opened.complaints.append(dialog.message))
     opened.page.wait_for_selector("#heatmap[data-drawn=light] svg", timeout=20_000)
     assert HOSTILE in opened.page.inner_text("#results")
-    assert "alert(1)" in opened.page.inner_text("#heatmap svg")
+    assert "alert(1)" in (opened.page.text_content("#heatmap svg") or "")
     opened.page.locator("#results tbody td button").first.click()
     assert HOSTILE in opened.page.inner_text("#cell-title")
     opened.check()

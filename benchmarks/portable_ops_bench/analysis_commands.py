@@ -19,13 +19,16 @@ from portable_ops_bench.compare import (
     Thresholds,
     UnusableError,
     Verdict,
-    compare as compare_reports,
     load_thresholds,
     machine_differences,
 )
+from portable_ops_bench.compare import (
+    compare as compare_reports,
+)
 from portable_ops_bench.model import Report
 from portable_ops_bench.summary import count, seconds, times
-from portable_ops_bench.which import Answer, crossing, which as answers
+from portable_ops_bench.which import Answer, crossing
+from portable_ops_bench.which import which as answers
 from portable_ops_bench.written import write
 
 UNUSABLE = 2
@@ -152,7 +155,7 @@ def compare(
 ) -> None:
     """Compare two reports, cell by cell.
 
-    The exit status is 0 if nothing is slower, 1 if a cell is slower or has failed since, and 2 if the reports cannot be compared.
+    The exit status is 0 if nothing is slower, 1 if a cell is slower or has failed since, 2 if they cannot be compared.
     """
     console = Console()
     try:

@@ -1,7 +1,7 @@
 """The plots of a report, as Vega-Lite specifications made with Altair.
 
-All read the same rows, which the page's script makes of its table of all results and of `rows.numbers`. What to show is chosen by parameters with the names of the
-page's controls: `CONTROLS`. The page sets them in every plot that has them.
+All read the same rows, which the page's script makes of its table of all results and of `rows.numbers`. What to show is
+chosen by parameters with the names of the page's controls: `CONTROLS`. The page sets them in every plot that has them.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class Charts:
                 detail="who:N",
             )
         )
-        time = {"scale": alt.Scale(type="log"), "axis": alt.Axis(format="~s")}
+        time: dict[str, Any] = {"scale": alt.Scale(type="log"), "axis": alt.Axis(format="~s")}
         bands = base.mark_errorband(opacity=0.2).encode(y=alt.Y("low:Q", title="seconds per call", **time), y2="high:Q")
         dash = alt.StrokeDash("kind:N", title=None, legend=alt.Legend(orient="top"), scale=alt.Scale(domain=["dispatched", "definition", "compiled", "peer"],
                               range=[[1, 0], [6, 3], [2, 2], [4, 2]]))  # fmt: skip
@@ -157,7 +157,7 @@ class Charts:
             .transform_filter("datum.dtype == dtype && datum.start == start")
             .encode(y=alt.Y("name:N", title=None, sort=None, axis=alt.Axis(labelLimit=330)), color=self.colour("after"))
         )
-        size = {"scale": alt.Scale(type="log"), "axis": alt.Axis(format="~s")}
+        size: dict[str, Any] = {"scale": alt.Scale(type="log"), "axis": alt.Axis(format="~s")}
         shown = ["name:N", alt.Tooltip("about:N", title="from")]
         rules = base.mark_rule(strokeWidth=3, opacity=0.45).encode(
             x=alt.X("low:Q", title="elements", **size), x2="high:Q"
@@ -176,7 +176,7 @@ class Charts:
             for backend, device, dtype in places
             for size, rate in bandwidth_curve(c for c in report.ceilings if (c.backend, c.device, c.dtype) == (backend, device, dtype))
         ]  # fmt: skip
-        axis = {"scale": alt.Scale(type="log"), "axis": alt.Axis(format="~s")}
+        axis: dict[str, Any] = {"scale": alt.Scale(type="log"), "axis": alt.Axis(format="~s")}
         x, y = alt.X("bytes:Q", title="bytes that the call must move", **axis), alt.Y("rate:Q", title="GB/s", **axis)
         dtype = alt.param(name="dtype", value=self.chosen["dtype"])
         lines = (

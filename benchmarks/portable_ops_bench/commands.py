@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from portable_ops.backend import registered_backends
-from portable_ops_bench import run as running, stored
+from portable_ops_bench import run as running
+from portable_ops_bench import stored
 from portable_ops_bench.analysis import Analysis
 from portable_ops_bench.doctor import examine
 from portable_ops_bench.model import Report

@@ -28,7 +28,7 @@ THRESHOLD = 0.05
 RATE = 0.05
 """Of the differences that are told, the share that may be none."""
 ENOUGH_PROCESSES = 8
-"""From so many on each side, processes are ranked; below, no rank test of them could pass the control over hundreds of cells."""
+"""From so many on each side, processes are ranked; of fewer, no rank test could pass the control over hundreds of cells."""
 FREEDOM_OF_ALL = 3
 """Degrees of freedom that the noise of all cells together adds to those of a cell's own processes.
 

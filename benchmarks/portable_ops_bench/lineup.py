@@ -1,4 +1,4 @@
-"""Which cells may be held against each other: same case, dtype, clock, cache and start; along sizes, one line per contestant."""
+"""Which cells may be compared: those of one case, dtype, clock, cache and start; along sizes, one line per contestant."""
 
 from __future__ import annotations
 

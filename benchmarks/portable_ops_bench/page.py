@@ -32,11 +32,11 @@ CHARTS = (
     ("crossovers", "Where one overtakes another",
      "From which size on a backend is faster than another, with 95 % intervals."),
     ("roofline", "Roofline",
-     "What calls reach of the bandwidth that their backend was seen to have in the same run (dashed). A call whose floor is "
-     "set by exponentials or matrix products lies below it for a reason."),
+     ("What calls reach of the bandwidth that their backend was seen to have in the same run (dashed). A call whose floor is "
+     "set by exponentials or matrix products lies below it for a reason.")),
     ("profile", "Performance profile",
-     "The share of operations that a backend does within a factor of the best time. Higher is better; the left end is how "
-     "often it is the best."),
+     ("The share of operations that a backend does within a factor of the best time. Higher is better; the left end is how "
+     "often it is the best.")),
     ("parity", "Parity beside speed", "The largest error against a float64 oracle, in units in the last place."),
     ("memory", "Memory", "The most memory that a call takes beside its inputs, measured in a pass of its own."),
     ("overhead", "What a call costs", "Microseconds on four elements, beside the same work called natively."),
@@ -155,11 +155,12 @@ def page(analysis: Analysis) -> str:
         for name, title, text in CHARTS
         if has_numbers(name, analysis, charts)
     ]
+    code_of = codes(report)
     data = {
         "numbers": numbers(analysis),
         "contestants": contestants(analysis),
         "at_home": at_home(report),
-        "codes": codes(report),
+        "codes": code_of,
         "rerun": rerun(OPEN),
         "charts": {chart["id"]: specification(getattr(charts, chart["id"])()) for chart in shown},
     }
@@ -189,10 +190,10 @@ def page(analysis: Analysis) -> str:
         gaps=analysis.gaps,
         failed=report.failed(),
         rows=table_rows(analysis),
-        codes=[(operation, next(iter(kinds.values()))) for operation, kinds in data["codes"].items()],
+        codes=[(operation, next(iter(kinds.values()))) for operation, kinds in code_of.items()],
         # Style, script and bundle are ours, and JSON is no text to be escaped; none of it can end its element.
-        style=Markup(source("report.css")),  # type: ignore[call-arg]
-        script=Markup(_script(source("report.js"))),  # type: ignore[call-arg]
-        bundle=base64.b64encode(gzip.compress(vl_convert.javascript_bundle().encode(), mtime=0)).decode(),
-        data=Markup(_json(data)),  # type: ignore[call-arg]
+        style=Markup(source("report.css")),
+        script=Markup(_script(source("report.js"))),
+        bundle=base64.b64encode(gzip.compress(vl_convert.javascript_bundle(None).encode(), mtime=0)).decode(),
+        data=Markup(_json(data)),
     )

@@ -61,8 +61,8 @@ def about(crossing: Crossover) -> str:
 @lru_cache(maxsize=256)
 def labels_of(case_name: str, is_drawn: bool) -> str | None:
     """The dtype of the labels that a call is given where it is given no floats; None where it is, or is not known here."""
-    from portable_ops_bench.registry import case_by_name
     from portable_ops_bench.images import PHOTOGRAPHS, task_of
+    from portable_ops_bench.registry import case_by_name
 
     try:
         case = case_by_name(case_name)

@@ -60,7 +60,7 @@ def crossover_rows(analysis: Analysis) -> list[tuple[str, str, str, str]]:
 
 def fit_rows(analysis: Analysis) -> list[tuple[str, ...]]:
     """(operation, contestant, cost of a call, rate, half of it from, exponent, misfit), as the verdict's settings have them."""
-    found = []
+    found: list[tuple[str, ...]] = []
     for setting in headline_settings(analysis):
         if setting.start == "host":
             continue
