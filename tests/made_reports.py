@@ -76,7 +76,8 @@ def result(
 def report(results: Iterable[Result], **others: Any) -> Report:
     """A report of these results."""
     settings: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION, "created": "2026-01-01T00:00:00+00:00", "command": "portable-ops bench", "seconds": 3.0,
+        "schema_version": SCHEMA_VERSION, "created": "2026-01-01T00:00:00+00:00", "command": "portable-ops bench",
+        "seconds": 3.0,
         "environment": HERE, "processes": 3,
     }  # fmt: skip
     return Report(**(settings | {"results": list(results)} | others))

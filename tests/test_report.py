@@ -106,7 +106,9 @@ def test_page_of_a_full_report_is_below_two_megabytes() -> None:
     results = [
         result(f"operation{i}", name, backend, 1e-6 * (i + 1), start=start, way=way)
         for i in range(18) for name in sizes for backend in backends
-        for start, way in (("resident", "dispatched"), ("host", "dispatched"), ("resident", "peer formula"), ("resident", "compiled"))
+        for start, way in zip(
+            ("resident", "host", "resident", "resident"), ("dispatched", "dispatched", "peer formula", "compiled"), strict=True
+        )
     ]  # fmt: skip
     assert len(results) > 3000
     assert len(page.page(Analysis(report(results))).encode()) < 2_000_000

@@ -85,6 +85,11 @@ def pictures(report: Report) -> list[dict[str, str]]:
     return shown
 
 
+def _bundle() -> str:
+    """Vega, Vega-Lite and Vega-Embed."""
+    return vl_convert.javascript_bundle()  # type: ignore[call-arg]
+
+
 def _script(value: str) -> str:
     """Program text that may stand inside of a script element: no end tag of it can be read in there."""
     return re.sub(r"</(script)", r"<\\/\1", value, flags=re.IGNORECASE)
@@ -194,6 +199,6 @@ def page(analysis: Analysis) -> str:
         # Style, script and bundle are ours, and JSON is no text to be escaped; none of it can end its element.
         style=Markup(source("report.css")),
         script=Markup(_script(source("report.js"))),
-        bundle=base64.b64encode(gzip.compress(vl_convert.javascript_bundle(None).encode(), mtime=0)).decode(),
+        bundle=base64.b64encode(gzip.compress(_bundle().encode(), mtime=0)).decode(),
         data=Markup(_json(data)),
     )

@@ -93,7 +93,7 @@ def print_report(analysis: Analysis, console: Console) -> None:
         console.print(f"dtype: {', '.join(dtypes)}", markup=False)
     if analysis.overheads:
         costs = [
-            (operation, backend, seconds(call), seconds(native), f"{'+' if call >= native else '-'}{seconds(abs(call - native))}")
+            (operation, backend, seconds(call), seconds(native), _difference(call - native))
             for operation, backend, call, native in analysis.overheads
         ]  # fmt: skip
         titles = ("operation", "backend", "call", "native call", "difference")
@@ -109,6 +109,10 @@ def print_report(analysis: Analysis, console: Console) -> None:
         console.print(f"{len(checked)} cells agree with the float64 oracle, in {report.seconds:.0f} s", style="green")
     for result in report.failed():
         console.print(f"{result.cell.key}: {result.status}: {result.reason}", style="red", markup=False)
+
+
+def _difference(value: float) -> str:
+    return f"{'+' if value >= 0 else '-'}{seconds(abs(value))}"
 
 
 def _table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], *, left: int = 1) -> Table:
