@@ -16,11 +16,14 @@ ENTRY_POINT_GROUP = "portable_ops.commands"
 
 SUMMARIES = {
     "bench": "Measure operations on every backend, check them against float64 oracles, and report.",
+    "compare": "Compare two reports, cell by cell: faster, slower, the same, or not to be told.",
     "doctor": "Show what is installed, which kernels serve what, and what is missing.",
     "evaluate": "Score label maps in files: folders of images, or stacks larger than memory.",
     "ratios": "Measure speed side by side with what people use instead, and hold it against the bars.",
-    "report": "Render a stored report again: terminal, HTML, Markdown.",
+    "report": "Render a stored report again: terminal, HTML, Markdown, and what was worked out as JSON.",
+    "roofline": "Measure what the machine can do at most, on every backend.",
     "warmup": "Compile the Numba kernels for the usual dtypes and keep them on disk.",
+    "which": "Say which backend to use for an operation, a size and a dtype, from a stored report.",
 }
 
 EXTRAS = {"evaluate": "files"}

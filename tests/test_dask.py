@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from portable_ops_bench.case import Call, Case
-from portable_ops_bench.cases import CASES, case_by_name
+from portable_ops_bench.cases import CASES
+from portable_ops_bench.registry import case_by_name
 
 dask = pytest.importorskip("dask", reason="dask is not installed")
 da = pytest.importorskip("dask.array", reason="dask is not installed")

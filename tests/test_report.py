@@ -1,10 +1,13 @@
-"""The report's renderers: terminal, Markdown, and the page in a real browser without a network."""
+"""The report's renderers: terminal, Markdown, JSON, and the page in a real browser without a network."""
 
 from __future__ import annotations
 
 import io
+import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,109 +16,196 @@ import pytest
 
 pytest.importorskip("altair", reason="the extra bench is not installed")
 
+import msgspec
+from made_reports import report, result, small_report
 from portable_ops_bench import charts, page, run, summary, tables
+from portable_ops_bench.analysis import Analysis
 from portable_ops_bench.images import task_of
 from portable_ops_bench.inputs import TILED_NAME
-from portable_ops_bench.model import Cell, Environment, Parity, Report, Result, Status, Timing
+from portable_ops_bench.model import Cell, Report, Status
+from portable_ops_bench.snippets import code, rerun
 from rich.console import Console
 
-HERE = Environment(
-    cpu="A <fast> CPU", logical_cpus=4, usable_cpus=2, memory_bytes=2**34, system="Linux", python="3.11",
-    packages={"numpy": "2.0"}, threads={"openblas": 2},
-)  # fmt: skip
+HOSTILE = "<script>alert(1)</script><!--"
+PLOTS = ("heatmap", "sizes", "crossovers", "roofline", "profile", "parity", "memory", "overhead")
 
 
-def result(operation: str, input_name: str, backend: str, way: str, median: float | None, **others: Any) -> Result:
-    cell = Cell(
-        case=operation, operation=operation, input=input_name, backend=backend, device="cpu", dtype="float32", way=way
-    )
-    if median is None:
-        return Result(cell=cell, **others)
-    timing = Timing(
-        median=median, q1=median * 0.9, q3=median * 1.2, minimum=median * 0.8, rounds=5, iterations=1,
-        first_call=median * 3, samples=[median] * 5,
-    )  # fmt: skip
-    parity = Parity(max_error=1e-7, max_ulp=1.5, share=0.4)
-    return Result(
-        cell=cell, status=Status.OK, kernel="numba", timings=[timing], parity=parity, bytes_moved=10**6, **others
-    )
-
-
-@pytest.fixture
-def report() -> Report:
-    photograph = task_of("coffee").name
-    results = []
-    for number, name in enumerate(("4 elements", photograph, f"coffee {TILED_NAME}")):
-        scale = 10.0**number * 1e-5
-        for operation in ("sigmoid", "mean_iou"):
-            results += [
-                result(operation, name, "numpy", "definition", 8 * scale),
-                result(operation, name, "numpy", "dispatched", scale),
-                result(operation, name, "torch", "dispatched", 2 * scale),
-            ]
-            results += [result(operation, name, "numpy", "native", scale / 2)] if not number else []
-        results.append(
-            result("sigmoid", name, "cupy", "dispatched", None, status=Status.NO_DEVICE, reason="no device <here>")
-        )
-    return Report(
-        schema_version=1, created="2026-01-01T00:00:00+00:00", command="portable-ops bench", seconds=3,
-        environment=HERE, results=results,
-    )  # fmt: skip
+@pytest.fixture(scope="module")
+def analysis() -> Analysis:
+    return Analysis(small_report())
 
 
 def test_formats() -> None:
     assert [summary.seconds(x) for x in (2.0, 0.0015, 2.5e-6, 3e-10)] == ["2 s", "1.5 ms", "2.5 µs", "0.3 ns"]
+    assert summary.seconds(999.7e-6) == "1 ms"
     assert [summary.times(x) for x in (0.123, 1.0, 9.96, 41.3)] == ["0.12×", "1×", "10×", "41×"]
+    assert [summary.count(x) for x in (4, 1000, 123_456, 999_999)] == ["4", "1 k", "123 k", "1 M"]
+    assert [summary.size_in_bytes(x) for x in (0, 1023, 2**20)] == ["0 B", "1023 B", "1 MiB"]
 
 
-def test_verdicts(report: Report) -> None:
-    assert summary.main_input(report) == f"coffee {TILED_NAME}"
-    assert summary.verdicts(report)[0] == (
-        "sigmoid: numpy (numba), 1 ms, 8× the standard definition on NumPy; next torch, 2× the time."
-    )
-    assert summary.gaps(report) == [("cupy", "no device", "no device <here>", 3)]
-    assert summary.overheads(report)[0] == ("sigmoid", "numpy", 1e-5, 5e-6)
+def test_the_main_input_is_a_tiled_photograph_or_the_largest(analysis: Analysis) -> None:
+    assert analysis.main_input == "1000000 elements"
+    tiled = result("sigmoid", f"coffee {TILED_NAME}", "numpy", 1e-3, elements=10)
+    assert Analysis(report([*small_report().results, tiled])).main_input == f"coffee {TILED_NAME}"
 
 
-def test_terminal(report: Report) -> None:
+def test_gaps_and_overheads(analysis: Analysis) -> None:
+    assert analysis.gaps == [("cupy", "no device", "no device <here>", 3)]
+    operation, backend, call, native = analysis.overheads[0]
+    assert (operation, backend) == ("sigmoid", "numpy")
+    assert call / native == pytest.approx(2, rel=0.01)
+
+
+def test_terminal(analysis: Analysis) -> None:
     text = io.StringIO()
-    tables.print_report(report, Console(file=text, width=140))
+    tables.print_report(analysis, Console(file=text, width=140))
     shown = text.getvalue()
     assert "1 ms 8× (1.5 ulp)" in shown
     assert "dtype: float32" in shown
     assert "no device" in shown
     assert "agree with the float64 oracle" in shown
-    failed = Report(
-        schema_version=1, created="", command="", seconds=1, environment=HERE,
-        results=[*report.results, result("sigmoid", "x", "torch", "dispatched", None, status=Status.PARITY, reason="off")],
-    )  # fmt: skip
+    wrong = result("sigmoid", "9 elements", "torch", None, status=Status.PARITY, reason="off")
+    failed = Analysis(report([*analysis.report.results, wrong]))
     tables.print_report(failed, Console(file=text, width=140))
     assert "parity failure: off" in text.getvalue()
-    assert len(failed.failed()) == 1
 
 
-def test_markdown_and_its_picture(report: Report) -> None:
-    text = tables.markdown(report, "report.svg")
+def test_markdown_and_its_picture(analysis: Analysis) -> None:
+    text = tables.markdown(analysis, "report.svg")
     assert "![Speed-up over the standard definition on NumPy](report.svg)" in text
-    assert "| sigmoid | 1 ms 8× (1.5 ulp) | 2 ms 4× (1.5 ulp) | no device |" in text
-    picture = charts.svg(report)
+    assert "| sigmoid | 1 ms 8× (1.5 ulp) | 500 µs 16× (1.5 ulp) ? | no device |" in text
+    assert "torch overtakes numpy | about 250 k elements" in text
+    assert "in doubt: sigmoid, 1000000 elements, torch" in text
+    assert "no device &lt;here>" in text
+    picture = charts.svg(analysis)
     assert picture.startswith("<svg")
     assert "mean_iou" in picture
 
 
 def test_an_empty_report_is_a_page_too() -> None:
-    empty = Report(schema_version=1, created="", command="", seconds=0, environment=HERE, results=[])
-    assert "Nothing was measured" in page.page(empty)
+    assert "Nothing was measured" in page.page(Analysis(report([])))
+    assert "Nothing was measured" not in page.page(Analysis(small_report()))
 
 
-def test_page_is_one_small_file_with_its_table_in_plain_html(report: Report) -> None:
-    text = page.page(report)
+def test_page_is_one_small_file_with_its_tables_in_plain_html(analysis: Analysis) -> None:
+    text = page.page(analysis)
     assert len(text.encode()) < 2_000_000
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", text)
     assert "A &lt;fast&gt; CPU" in text
     assert "no device &lt;here&gt;" in text
-    body = text[text.index("<tbody>") : text.index("</tbody>")]
-    assert body.count("<tr") == len(report.results)
+    body = text[text.rindex("<tbody>") : text.rindex("</tbody>")]
+    assert body.count("<tr") == len(analysis.report.results)
+    assert "torch overtakes numpy" in text
+    assert "t0 is what a call costs" in text
+
+
+def test_page_of_a_full_report_is_below_two_megabytes() -> None:
+    """Three thousand cells: more than all operations on all backends, with peers, on photographs and sizes."""
+    sizes = [f"{10**k} elements" for k in range(1, 8)]
+    backends = ["numpy", "torch", "jax", "dask", "cupy", "array-api-strict"]
+    results = [
+        result(f"operation{i}", name, backend, 1e-6 * (i + 1), start=start, way=way)
+        for i in range(18) for name in sizes for backend in backends
+        for start, way in zip(
+            ("resident", "host", "resident", "resident"), ("dispatched", "dispatched", "peer formula", "compiled"), strict=True
+        )
+    ]  # fmt: skip
+    assert len(results) > 3000
+    assert len(page.page(Analysis(report(results))).encode()) < 2_000_000
+
+
+def hostile_report() -> Report:
+    """Names that would run if they were taken for HTML."""
+    made = small_report()
+    changed = []
+    for one in made.results:
+        cell = one.cell
+        if cell.backend == "torch":
+            cell = msgspec.structs.replace(cell, backend=HOSTILE)
+        if cell.operation == "sigmoid":
+            cell = msgspec.structs.replace(cell, operation=f"sigmoid{HOSTILE}", case=f"sigmoid{HOSTILE}")
+        changed.append(
+            msgspec.structs.replace(
+                one, cell=cell, kernel=HOSTILE if one.kernel else "", reason=HOSTILE if one.reason else ""
+            )
+        )
+    others = {"results": changed, "command": HOSTILE, "created": HOSTILE, "notes": [HOSTILE]}
+    return msgspec.structs.replace(made, **others)
+
+
+def test_hostile_names_are_text() -> None:
+    hostile = Analysis(hostile_report())
+    text = page.page(hostile)
+    assert "<script>alert" not in text
+    assert "&lt;script&gt;alert" in text
+    start = text.index('<script id="data" type="application/json">')
+    data = text[start + 42 : text.index("</script>", start)]
+    assert "<" not in data
+    assert HOSTILE in json.loads(data)["contestants"]
+    assert "<script" not in re.sub(r"`[^`]*`", "", tables.markdown(hostile))  # code is text as it is
+    text_of = io.StringIO()
+    tables.print_report(hostile, Console(file=text_of, width=200))
+    assert "<script>alert(1)" in text_of.getvalue()
+    assert "<script>" not in charts.svg(hostile)
+
+
+def cell(**changes: Any) -> Cell:
+    return Cell(**({
+        "case": "softmax axis=1", "operation": "softmax", "input": "1000 elements", "backend": "numpy", "device": "cpu",
+        "dtype": "float32",
+    } | changes))  # fmt: skip
+
+
+@pytest.mark.parametrize("way", ["dispatched", "definition", "peer formula", "peer scipy", "native"])
+def test_code_of_a_cell_runs(way: str) -> None:
+    text = code(cell(way=way))
+    assert "po.softmax(x, axis=1)" in text
+    names: dict[str, Any] = {}
+    exec(text, names)
+    assert abs(names["result"].sum() - 1000 / 19) < 5
+    assert ("powers" in text) == (way == "peer formula")
+
+
+def test_code_of_an_unknown_case_says_so() -> None:
+    assert "not known here" in code(cell(case="mine"))
+
+
+def test_rerun_names_the_cell() -> None:
+    assert rerun(cell(cache="cold")) == (
+        "portable-ops bench --ops softmax --backends numpy --dtypes float32 --clock throughput --cache cold --start resident "
+        "--synthetic --sizes 1000"
+    )
+    assert rerun(cell(input="coffee 400x600")).endswith("--real")
+
+
+def command(*arguments: object, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-c", "from portable_ops.cli import main; main()", *map(str, arguments)]
+    return subprocess.run(words, capture_output=True, text=True, check=False, cwd=folder)
+
+
+def test_commands_that_read_reports(tmp_path: Path) -> None:
+    stored = tmp_path / "report-1.json"
+    small_report().save(stored)
+    done = command("report", stored, "--json", tmp_path / "a.json", "--html", tmp_path / "a.html")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "a.json").read_text())["verdicts"]
+    assert (tmp_path / "a.html").read_text().startswith("<!DOCTYPE html>")
+    schema = json.loads(command("report", "--schema").stdout)
+    assert schema["$ref"] == "#/$defs/Report"
+
+    done = command("which", "sigmoid", "--size", "1e6", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(
+        "On another machine (A <fast> CPU, 2 CPUs; report-1.json of 2026-01-01), not on this one, "
+    )
+    assert "use torch, about 500 µs (measured)" in done.stdout
+    stored.rename(tmp_path / "other.json")
+    for words in (("sigmoid", "--size", "9"), ("softmin", "--size", "9", "--report", "other.json")):
+        done = command("which", *words, folder=tmp_path)
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1, done.stderr
+        assert not done.stdout
+    assert command("report", folder=tmp_path).returncode == 2
 
 
 @pytest.fixture
@@ -134,56 +224,163 @@ def browser() -> Iterator[Any]:
         opened.close()
 
 
+class Shown:
+    """A page in a browser without a network, with all that it complained of and asked for."""
+
+    def __init__(self, browser: Any, path: Path, text: str, **options: Any) -> None:
+        path.write_text(text, encoding="utf-8")
+        self.page = browser.new_context(offline=True, **({"color_scheme": "light"} | options)).new_page()
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        self.page.on(
+            "console",
+            lambda message: self.complaints.append(message.text) if message.type in ("error", "warning") else None,
+        )
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(path.as_uri())
+
+    def check(self) -> None:
+        """No error, no warning, and nothing asked for but the file."""
+        assert not self.complaints
+        assert all(request.startswith("file:") for request in self.requests)
+
+
+browser_test = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+
+
 @pytest.mark.browser
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_page_in_a_browser(report: Report, browser: Any, tmp_path: Path) -> None:
-    path = tmp_path / "report.html"
-    path.write_text(page.page(report), encoding="utf-8")
-    context = browser.new_context(offline=True, color_scheme="light")
-    shown = context.new_page()
-    complaints: list[str] = []
-    requests: list[str] = []
-    shown.on(
-        "console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None
-    )
-    shown.on("pageerror", lambda error: complaints.append(str(error)))
-    shown.on("request", lambda request: requests.append(request.url))
-    shown.goto(path.as_uri())
-    for name in ("heatmap", "times", "sizes", "parity", "overhead"):
+@browser_test
+def test_page_in_a_browser(analysis: Analysis, browser: Any, tmp_path: Path) -> None:
+    opened = Shown(browser, tmp_path / "report.html", page.page(analysis))
+    shown = opened.page
+    for name in PLOTS:
         shown.wait_for_selector(f"#{name}[data-drawn=light] svg", timeout=20_000)
     # Every plot draws marks, not only axes.
-    for name in ("heatmap", "times", "sizes", "parity", "overhead"):
+    for name in PLOTS:
         assert shown.locator(f"#{name} svg g[class*=mark-] path").count() > 2, name
 
+    def squares() -> list[str]:
+        return shown.locator("#heatmap svg g.mark-text.role-mark text").all_text_contents()
+
+    # 8 times as fast as the definition; against torch, half as fast as it.
+    assert "8×" in squares()
+    shown.select_option("#control-baseline", label="torch")
+    shown.wait_for_selector("#heatmap[data-baseline=torch]")
+    assert "0.5×" in squares()
+    assert "baseline=torch" in shown.url
+    before = len(squares())
+    shown.select_option("#control-peers", label="with")
+    shown.wait_for_selector("#heatmap[data-peers=with]")
+    assert len(squares()) > before
+
     rows = shown.locator("#results tbody tr")
-    assert rows.count() == len(report.results)
+    assert rows.count() == len(analysis.report.results)
     shown.locator("#results th button", has_text="median").click()
     first = rows.first.inner_text()
+    assert "sort=7" in shown.url
     shown.locator("#results th button", has_text="median").click()
     assert rows.first.inner_text() != first
-    assert "sort=" in shown.url
-    shown.fill("#filter", "torch mean_iou")
+    assert "sort=-7" in shown.url
+    shown.fill("#filter", "torch mean_iou host")
     assert shown.locator("#results tbody tr:visible").count() == 3
-    assert "filter=" in shown.url
+    assert shown.inner_text("#shown") == "3 of 35"
 
-    shown.select_option("#heatmap select", label=task_of("coffee").name)
-    shown.wait_for_function("location.hash.includes('heatmap.input')")
     shown.click("#theme")
     shown.wait_for_selector("#heatmap[data-drawn=dark] svg")
-    background = shown.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert background == "rgb(18, 23, 29)"
+    assert shown.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(18, 23, 29)"
 
     # The state is in the address: a reload shows the same.
     shown.reload()
     shown.wait_for_selector("#heatmap[data-drawn=dark] svg")
-    assert shown.input_value("#filter") == "torch mean_iou"
-    assert not complaints
-    assert all(request.startswith("file:") for request in requests)
+    assert shown.input_value("#filter") == "torch mean_iou host"
+    assert shown.input_value("#control-baseline") == "torch"
+    assert shown.get_attribute("#results th:nth-child(7)", "aria-sort") == "descending"
+    assert "0.5×" in squares()
+
+    # The code of a cell, and the command that measures it again.
+    shown.locator("#results tbody tr:visible td button").first.click()
+    assert "po.get_backend('torch')" in shown.inner_text("#cell-code")
+    assert "--backends torch" in shown.inner_text("#cell-rerun")
+    assert "--start host" in shown.inner_text("#cell-rerun")
+    shown.keyboard.press("Escape")
+    assert not shown.locator("#cell").is_visible()
+    opened.check()
+
+
+@pytest.mark.browser
+@browser_test
+def test_page_by_keyboard(analysis: Analysis, browser: Any, tmp_path: Path) -> None:
+    shown = (opened := Shown(browser, tmp_path / "report.html", page.page(analysis))).page
+    shown.wait_for_selector("#heatmap[data-drawn=light] svg", timeout=20_000)
+    reached = set()
+    for _ in range(80):
+        shown.keyboard.press("Tab")
+        reached.add(
+            shown.evaluate(
+                "(e => e.id || e.getAttribute('href') || e.textContent.slice(0, 20))(document.activeElement)"
+            )
+        )
+    wanted = {"theme", "#all", "control-baseline", "control-input", "filter", "median"}
+    assert wanted <= reached, wanted - reached
+    shown.focus("#theme")
+    shown.keyboard.press("Enter")
+    shown.wait_for_selector("#heatmap[data-drawn=dark] svg")
+    shown.locator("#results th button", has_text="ulp").first.focus()
+    shown.keyboard.press("Enter")
+    assert shown.get_attribute("#results th:nth-child(13)", "aria-sort") == "ascending"
+    # What a screen reader has to go by: names of controls, of regions and of plots.
+    assert shown.locator("select:not(label select), input:not(label input)").count() == 0
+    assert shown.locator("[role=img]:not([aria-label]), [role=region]:not([aria-label]), img:not([alt])").count() == 0
+    opened.check()
+
+
+@pytest.mark.browser
+@browser_test
+def test_page_without_javascript_on_a_telephone_and_printed(analysis: Analysis, browser: Any, tmp_path: Path) -> None:
+    opened = Shown(browser, tmp_path / "report.html", page.page(analysis), java_script_enabled=False)
+    shown = opened.page
+    assert shown.locator("#results tbody tr:visible").count() == len(analysis.report.results)
+    assert "use numpy" in shown.inner_text(".verdicts").lower()
+    assert "The plots need JavaScript" in shown.inner_text("body")
+    shown.locator("#grid summary").click()
+    assert shown.locator("#grid table tr:visible").count() == 3
+    opened.check()
+    narrow = Shown(browser, tmp_path / "narrow.html", page.page(analysis), viewport={"width": 480, "height": 900})
+    narrow.page.wait_for_selector("#heatmap[data-drawn=light] svg", timeout=20_000)
+    # Wide things scroll by themselves, the page does not.
+    assert narrow.page.evaluate("document.documentElement.scrollWidth") == 480
+    narrow.page.emulate_media(media="print")
+    assert not narrow.page.locator(".controls").is_visible()
+    assert len(narrow.page.pdf()) > 50_000
+    narrow.check()
+
+
+@pytest.mark.browser
+@browser_test
+def test_hostile_names_in_a_browser(browser: Any, tmp_path: Path) -> None:
+    opened = Shown(browser, tmp_path / "report.html", page.page(Analysis(hostile_report())))
+    opened.page.on("dialog", lambda dialog: opened.complaints.append(dialog.message))
+    opened.page.wait_for_selector("#heatmap[data-drawn=light] svg", timeout=20_000)
+    assert HOSTILE in opened.page.inner_text("#results")
+    assert "alert(1)" in (opened.page.text_content("#heatmap svg") or "")
+    opened.page.locator("#results tbody td button").first.click()
+    assert HOSTILE in opened.page.inner_text("#cell-title")
+    opened.check()
+
+
+def test_a_photographs_report_shows_the_task() -> None:
+    photograph = task_of("coffee").name
+    text = page.page(Analysis(report([result("sigmoid", photograph, "numpy", 1e-3, elements=100)])))
+    assert f"{photograph}: photograph, target, prediction" in text
 
 
 def test_progress_is_told_for_every_backend() -> None:
     told: list[tuple[str, int, int]] = []
-    options = run.Options(operations=("sigmoid",), backends=("numpy",), real=False, seconds_per_cell=0.001)
+    options = run.Options(
+        operations=("sigmoid",), backends=("numpy",), real=False, seconds_per_cell=0.001, ceilings=False, memory=False,
+        peers=False, caches=("warm",), sizes=(10,), quick=True,
+    )  # fmt: skip
     run.run(options, lambda *call: told.append(call), "x")
-    assert told[0] == ("numpy", 0, 3)
-    assert told[-1] == ("numpy", 3, 3)
+    assert told[0][:2] == ("numpy", 0)
+    assert told[-1][1] == told[-1][2] > 0

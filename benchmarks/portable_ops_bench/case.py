@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -80,20 +81,59 @@ LOSS = Tolerance(eps=4)
 # Two sums of products on top of a softmax, in any order of summation.
 PRODUCTS = Tolerance(eps=16)
 EXACT = Tolerance()
+# For what is measured beside ours: formulas by hand lose digits, and are to be shown with the digits that they lose.
+PEER = Tolerance(eps=1000)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """The least that a call must do: bytes of its inputs read and of its results written, each once, and arithmetic."""
+    """The least that a call must do.
+
+    Attributes
+    ----------
+    bytes_read, bytes_written : int
+        Of its inputs and of its results, each once.
+    flops : int
+        Multiplications and additions of its matrix products; no other arithmetic.
+    exps : int
+        Exponentials and logarithms, one for each element that needs one.
+    """
 
     bytes_read: int
     bytes_written: int
-    flops: int
+    flops: int = 0
+    exps: int = 0
 
     @property
     def bytes_moved(self) -> int:
         """Bytes read and written."""
         return self.bytes_read + self.bytes_written
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A function of another library, or a formula by hand, that does the same job on the same arguments.
+
+    Attributes
+    ----------
+    function : callable
+        Takes the call's arguments as arrays of `backend`. It raises NotImplementedError for a call that it cannot make.
+    backend : str
+        Whose arrays it takes.
+    requires : str
+        The module that must be there; it is imported when the peer is first called.
+    tolerance : Tolerance
+        How far from the oracle it may be.
+    """
+
+    function: Callable[..., Any]
+    backend: str = "numpy"
+    requires: str = "numpy"
+    tolerance: Tolerance = PEER
+
+
+def _nothing(call: Call) -> int:
+    return 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,15 +156,15 @@ class Case:
         Takes the call's arguments, floats in float64, and returns the result, or a tuple of results, as NumPy arrays,
         without use of the operations.
     tolerance : Tolerance
-    flops : callable
-        ``(call)``: additions, multiplications, comparisons and transcendental functions, each counted as one.
+    flops, exps : callable
+        ``(call)``: what `Cost` is to say of it.
     function : callable
         What is called; the public operation if None.
     differentiable : bool
     real : callable or None
         ``(task)``: the call on a real segmentation task (`portable_ops_bench.images.Task`).
-    peers : mapping of str to callable
-        Functions that do the same job on the same NumPy (or, under a name that starts with ``torch``, torch) arguments.
+    peers : mapping of str to Peer
+        What people use instead, by the name under which reports show it.
     """
 
     name: str
@@ -134,22 +174,91 @@ class Case:
     sized: Callable[[int], Shape]
     oracle: Callable[..., Any]
     tolerance: Tolerance
-    flops: Callable[[Call], int]
+    flops: Callable[[Call], int] = _nothing
+    exps: Callable[[Call], int] = _nothing
     function: Callable[..., Any] | None = None
     differentiable: bool = True
     real: Callable[[Any], Call] | None = None
-    peers: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    peers: Mapping[str, Peer] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        function: Callable[..., Any],
+        /,
+        *,
+        inputs: Callable[[np.random.Generator, int], Sequence[Any]],
+        oracle: Callable[..., Any],
+        tolerance: Tolerance = LOSS,
+        exps: int = 0,
+        flops: Callable[[Call], int] = _nothing,
+        options: Mapping[str, Any] = MappingProxyType({}),
+        peers: Mapping[str, Peer] = MappingProxyType({}),
+        name: str = "",
+    ) -> Case:
+        """A case of a function of one's own, to be measured like the operations.
+
+        Parameters
+        ----------
+        function : callable
+            Takes arrays of any backend that is measured, and `options`.
+        inputs : callable
+            ``(rng, size)``: the positional arguments, of about `size` elements, floats in float64.
+        oracle : callable
+            Takes the same arguments as NumPy arrays in float64, and returns what is right.
+        tolerance : Tolerance
+        exps : int
+            How many exponentials and logarithms each element of the first argument needs at least.
+        flops : callable
+            ``(call)``: multiplications and additions of matrix products.
+        options : mapping
+            Keyword arguments of every call.
+        peers : mapping of str to Peer
+        name : str
+            The function's own if empty.
+
+        Returns
+        -------
+        Case
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from portable_ops_bench import Case
+        >>> case = Case.of(abs, inputs=lambda rng, size: [rng.normal(size=size)], oracle=np.abs)
+        >>> case.name
+        'abs'
+        """
+        name = name or function.__name__
+        return cls(
+            name=name,
+            operation=name,
+            make=lambda rng, shape: Call(tuple(inputs(rng, shape[0])), options),
+            shape=(100,),
+            sized=lambda elements: (elements,),
+            oracle=oracle,
+            tolerance=tolerance,
+            flops=flops,
+            exps=lambda call: exps * int(np.size(call.args[0])),
+            function=function,
+            peers=peers,
+        )
+
+    @property
+    def called(self) -> Callable[..., Any]:
+        """The function that is called."""
+        import portable_ops
+
+        function: Callable[..., Any] = self.function or getattr(portable_ops, self.operation)
+        return function
 
     def run(self, call: Call) -> Any:
         """Make the call."""
-        import portable_ops
-
-        function = self.function or getattr(portable_ops, self.operation)
-        return function(*call.args, **call.options)
+        return self.called(*call.args, **call.options)
 
     def cost(self, call: Call, itemsize: int, results: tuple[Shape, ...]) -> Cost:
         """The least that the call must do with floats of `itemsize` bytes and results of these shapes."""
         arrays = [value for value in (*call.args, *call.options.values()) if isinstance(value, np.ndarray)]
         read = sum(array.size * (itemsize if array.dtype.kind == "f" else array.dtype.itemsize) for array in arrays)
         written = sum(math.prod(shape) * (8 if self.tolerance is EXACT else itemsize) for shape in results)
-        return Cost(read, written, self.flops(call))
+        return Cost(read, written, self.flops(call), self.exps(call))

@@ -1,4 +1,8 @@
-"""The plots of a report, as Vega-Lite specifications made with Altair."""
+"""The plots of a report, as Vega-Lite specifications made with Altair.
+
+All read the same rows, which the page's script makes of its table of all results and of `rows.numbers`. What to show is
+chosen by parameters with the names of the page's controls: `CONTROLS`. The page sets them in every plot that has them.
+"""
 
 from __future__ import annotations
 
@@ -6,172 +10,327 @@ from typing import Any
 
 import altair as alt
 
+from portable_ops_bench.analysis import Analysis
+from portable_ops_bench.floor import bandwidth_curve
 from portable_ops_bench.inputs import OVERHEAD, drawn_input
-from portable_ops_bench.model import Report
-from portable_ops_bench.summary import Baseline, main_input, measured, overheads, place, seconds, times
+from portable_ops_bench.plan import BASELINE
+from portable_ops_bench.rows import Row, choices, contestants
+from portable_ops_bench.summary import about, headline_settings
 
-WIDTH = 560
 ROWS = "rows"
-"""The name under which the page gives all plots the same rows, which it holds once."""
+CONTROLS = ("input", "operation", "dtype", "start", "clock", "cache", "baseline", "peers")
+DEFINITION = f"{BASELINE}: definition"
+DIMMED = "datum.doubt != ''"
+SETTING = ("dtype", "start", "clock", "cache")
+SAME_SETTING = " && ".join(f"datum.{name} == {name}" for name in SETTING)
+WITH_PEERS = "(peers == 'with' || datum.kind == 'dispatched')"
 
 
-def rows(report: Report) -> list[dict[str, Any]]:
-    """A row per dispatched result, without samples, for all the plots."""
-    baseline = Baseline(report)
-    found = []
-    for result in measured(report):
-        timing, parity = result.timing, result.parity
-        if timing is None or parity is None:
-            continue
-        speedup = baseline.speedup(result)
-        found.append(
-            {
-                "operation": result.cell.operation,
-                "backend": place(result),
-                "input": result.cell.input,
-                "dtype": result.cell.dtype,
-                "kernel": result.kernel,
-                "median": timing.median,
-                "q1": timing.q1,
-                "q3": timing.q3,
-                "time": seconds(timing.median),
-                "speedup": speedup,
-                "faster": "" if speedup is None else times(speedup),
-                "ulp": max(parity.max_ulp, 0.01),
-                "error": parity.max_error,
-                "bytes": result.bytes_moved,
-                "rate": result.bytes_moved / timing.median / 1e9,
-            }
+class Charts:
+    """The plots of one report."""
+
+    def __init__(self, analysis: Analysis) -> None:
+        self.analysis = analysis
+        self.rows = choices(analysis)
+        self.chosen = defaults(analysis, self.rows)
+        self.contestants = list(contestants(analysis))
+        self.places = [name for name, one in contestants(analysis).items() if one["kind"] == "dispatched"]
+
+    def base(self, *names: str) -> Any:
+        """A chart of the shared rows with the parameters named."""
+        chart = alt.Chart(alt.NamedData(ROWS))
+        return chart.add_params(*(alt.param(name=name, value=self.chosen[name]) for name in names))
+
+    def colour(self, field: str = "where") -> Any:
+        """A colour for each backend and device, the same in all plots."""
+        legend = alt.Legend(orient="top", columns=6, labelLimit=150)
+        return alt.Color(f"{field}:N", title=None, scale=alt.Scale(domain=self.places), legend=legend)
+
+    def shape(self) -> Any:
+        """A shape for each way of calling."""
+        kinds, shapes = ["dispatched", "definition", "compiled", "peer"], ["circle", "square", "diamond", "triangle-up"]
+        return alt.Shape(
+            "kind:N", title=None, scale=alt.Scale(domain=kinds, range=shapes), legend=alt.Legend(orient="top")
         )
-    return found
+
+    def across(self) -> Any:
+        """Contestants from left to right, backends first."""
+        return alt.X(
+            "who:N", title=None, sort=self.contestants, axis=alt.Axis(orient="top", labelAngle=-30, labelLimit=140)
+        )
+
+    def rows_high(self, step: int) -> int:
+        """The height of a row for each operation."""
+        return step * max(1, len({row["operation"] for row in self.rows}))
+
+    def against_baseline(self, chart: Any) -> Any:
+        """Adds `speedup`: how many times as fast as the baseline on the same input."""
+        return (
+            chart.transform_calculate(own="datum.who == baseline ? datum.median : null")
+            .transform_joinaggregate(against="max(own)", groupby=["operation", "input"])
+            .transform_calculate(
+                speedup="datum.against ? datum.against / datum.median : null",
+                faster="datum.against ? format(datum.against / datum.median, '.2~r') + '×' : ''",
+            )
+        )
+
+    def heatmap(self) -> Any:
+        """Operation × contestant: speed-up over a baseline that can be chosen."""
+        chart = self.base("input", *SETTING, "baseline", "peers").transform_filter(
+            f"datum.input == input && {SAME_SETTING}"
+        )
+        return self._squares(self.against_baseline(chart).transform_filter(WITH_PEERS))
+
+    def _squares(self, chart: Any) -> Any:
+        base = chart.encode(
+            x=self.across(),
+            y=alt.Y("operation:N", title=None, sort=None, axis=alt.Axis(labelLimit=190)),
+            tooltip=tooltip(),
+        )
+        # As far above 1 as below, so that the colour in the middle means "no faster".
+        scale = alt.Scale(type="log", domain=[0.02, 50], clamp=True, scheme="blueorange", reverse=True)
+        legend = alt.Legend(values=[0.02, 0.1, 0.5, 1, 2, 10, 50], format="~r", orient="bottom", gradientLength=260)
+        squares = base.mark_rect(stroke=None).encode(
+            color=alt.Color("speedup:Q", title="times as fast as the baseline", scale=scale, legend=legend),
+            opacity=alt.condition(DIMMED, alt.value(0.22), alt.value(1.0)),
+        )
+        is_dark = "datum.speedup > 9 || datum.speedup < 0.11"
+        # What is in doubt is pale, with a grey that can be read on light and dark alike.
+        ink = (
+            alt.when(DIMMED)
+            .then(alt.value("#7b8794"))
+            .when(is_dark)
+            .then(alt.value("white"))
+            .otherwise(alt.value("#15202b"))
+        )
+        shown = f"(datum.faster || datum.time) + ({DIMMED} ? ' ?' : '')"
+        text = base.mark_text(fontSize=11).transform_calculate(shown=shown).encode(text="shown:N", color=ink)
+        return alt.layer(squares, text).properties(width="container", height=self.rows_high(25))
+
+    def sizes(self) -> Any:
+        """Time against size, with 95 % bands: one operation, which can be chosen."""
+        base = (
+            self.base("operation", *SETTING, "peers")
+            .transform_filter(
+                f"datum.operation == operation && datum.kind != 'native' && {SAME_SETTING} && {WITH_PEERS}"
+            )
+            .encode(
+                x=alt.X("size:Q", title="elements", scale=alt.Scale(type="log"), axis=alt.Axis(format="~s")),
+                color=self.colour(),
+                detail="who:N",
+            )
+        )
+        time: dict[str, Any] = {"scale": alt.Scale(type="log"), "axis": alt.Axis(format="~s")}
+        bands = base.mark_errorband(opacity=0.2).encode(y=alt.Y("low:Q", title="seconds per call", **time), y2="high:Q")
+        dash = alt.StrokeDash("kind:N", title=None, legend=alt.Legend(orient="top"), scale=alt.Scale(domain=["dispatched", "definition", "compiled", "peer"],
+                              range=[[1, 0], [6, 3], [2, 2], [4, 2]]))  # fmt: skip
+        line = base.mark_line(strokeWidth=1.6).encode(
+            strokeDash=dash, y=alt.Y("median:Q", title="seconds per call", aggregate="median", **time)
+        )
+        points = base.mark_point(filled=True, size=42).encode(
+            y=alt.Y("median:Q", title="seconds per call", **time),
+            tooltip=tooltip(),
+            shape=self.shape(),
+            opacity=alt.condition(DIMMED, alt.value(0.35), alt.value(1.0)),
+        )
+        return alt.layer(bands, line, points).properties(width="container", height=330)
+
+    def crossovers(self) -> Any:
+        """From which size on one backend overtakes another, with 95 % intervals."""
+        sizes = [size for lines in self.analysis.lines.values() for line in lines.values() for size in line.sizes]
+        ends = (min(sizes, default=1), max(sizes, default=1))
+        data = [
+            {
+                "operation": setting.operation, "dtype": setting.dtype, "start": setting.start,
+                "name": f"{setting.operation}: {found.after} over {found.before}", "after": found.after,
+                "size": found.size, "low": found.low or ends[0], "high": found.high or ends[1], "about": about(found),
+                "open": found.low is None or found.high is None,
+            }
+            for setting in headline_settings(self.analysis)
+            for found in self.analysis.crossovers[setting]
+        ]  # fmt: skip
+        groups = [(row["dtype"], row["start"]) for row in data]
+        most = max(map(groups.count, groups), default=1)
+        base = (
+            alt.Chart(alt.InlineData(values=data))
+            .add_params(*(alt.param(name=name, value=self.chosen[name]) for name in ("dtype", "start")))
+            .transform_filter("datum.dtype == dtype && datum.start == start")
+            .encode(y=alt.Y("name:N", title=None, sort=None, axis=alt.Axis(labelLimit=330)), color=self.colour("after"))
+        )
+        size: dict[str, Any] = {"scale": alt.Scale(type="log"), "axis": alt.Axis(format="~s")}
+        shown = ["name:N", alt.Tooltip("about:N", title="from")]
+        rules = base.mark_rule(strokeWidth=3, opacity=0.45).encode(
+            x=alt.X("low:Q", title="elements", **size), x2="high:Q"
+        )
+        points = base.mark_point(filled=True, size=70).encode(
+            x=alt.X("size:Q", title="elements", **size), tooltip=shown
+        )
+        return alt.layer(rules, points).properties(width="container", height=17 * most)
+
+    def roofline(self) -> Any:
+        """What calls reach of the bandwidth that the machine was seen to have: points under the roof of their backend."""
+        report = self.analysis.report
+        places = dict.fromkeys((ceiling.backend, ceiling.device, ceiling.dtype) for ceiling in report.ceilings)
+        roofs = [
+            {"where": backend if device == "cpu" else f"{backend} on {device}", "dtype": dtype, "bytes": size, "rate": rate / 1e9}
+            for backend, device, dtype in places
+            for size, rate in bandwidth_curve(c for c in report.ceilings if (c.backend, c.device, c.dtype) == (backend, device, dtype))
+        ]  # fmt: skip
+        axis: dict[str, Any] = {"scale": alt.Scale(type="log"), "axis": alt.Axis(format="~s")}
+        x, y = alt.X("bytes:Q", title="bytes that the call must move", **axis), alt.Y("rate:Q", title="GB/s", **axis)
+        dtype = alt.param(name="dtype", value=self.chosen["dtype"])
+        lines = (
+            alt.Chart(alt.InlineData(values=roofs)).add_params(dtype).transform_filter("datum.dtype == dtype")
+            .mark_line(strokeWidth=2, strokeDash=[6, 3]).encode(x=x, y=y, color=self.colour("where"))
+        )  # fmt: skip
+        points = (
+            alt.Chart(alt.NamedData(ROWS))
+            .transform_filter(
+                "datum.dtype == dtype && datum.kind == 'dispatched' && datum.start == 'resident' && datum.clock == 'throughput' "
+                f"&& datum.cache == 'warm' && datum.bytes > 0 && datum.input != '{drawn_input(OVERHEAD)}' && !datum.reference"
+            )
+            .mark_point(filled=True, size=48)
+            .encode(
+                x=x, y=y, color=self.colour("where"), tooltip=tooltip(),
+                shape=alt.Shape("bound:N", title="floor by", legend=alt.Legend(orient="top"), scale=alt.Scale(
+                    domain=["bytes", "exps", "flops", "not known"], range=["circle", "triangle-up", "square", "cross"])),
+                opacity=alt.condition(DIMMED, alt.value(0.3), alt.value(0.85)),
+            )
+        )  # fmt: skip
+        return alt.layer(lines, points).properties(width="container", height=330)
+
+    def profile(self) -> Any:
+        """For every backend, the share of operations that it does within a factor of the best (Dolan and Moré)."""
+        return (
+            self.base("input", *SETTING)
+            .transform_filter(
+                f"datum.input == input && {SAME_SETTING} && datum.kind == 'dispatched' && !datum.reference"
+            )
+            .transform_joinaggregate(best="min(median)", groupby=["operation"])
+            .transform_joinaggregate(all="distinct(operation)")
+            .transform_calculate(factor="datum.median / datum.best")
+            .transform_window(number="row_number()", sort=[alt.SortField("factor")], groupby=["who"])
+            .transform_calculate(share="datum.number / datum.all")
+            .mark_line(interpolate="step-after", strokeWidth=2, point=alt.OverlayMarkDef(size=25, filled=True))
+            .encode(
+                x=alt.X("factor:Q", title="at most so many times the best time", scale=alt.Scale(type="log")),
+                y=alt.Y(
+                    "share:Q", title="share of operations", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1])
+                ),
+                color=self.colour(),
+                tooltip=[
+                    "who:N",
+                    "operation:N",
+                    alt.Tooltip("factor:Q", format=".3~r"),
+                    alt.Tooltip("share:Q", format=".0%"),
+                ],
+            )
+            .properties(width="container", height=280)
+        )
+
+    def parity(self) -> Any:
+        """Largest error beside speed: a result is worth its speed only if it is right."""
+        chart = self.base("input", *SETTING, "baseline", "peers").transform_filter(
+            f"datum.input == input && {SAME_SETTING}"
+        )
+        log = alt.Scale(type="log")
+        return (
+            self.against_baseline(chart)
+            .transform_filter(f"datum.speedup != null && {WITH_PEERS}")
+            .mark_point(filled=True, size=70)
+            .encode(
+                x=alt.X("speedup:Q", title="times as fast as the baseline", scale=log, axis=alt.Axis(format="~r")),
+                y=alt.Y("ulp:Q", title="largest error, ulp (0.01: none)", scale=log, axis=alt.Axis(format="~r")),
+                color=self.colour(), shape=self.shape(), tooltip=tooltip(),
+                opacity=alt.condition(DIMMED, alt.value(0.35), alt.value(0.9)),
+            )
+            .properties(width="container", height=300)
+        )  # fmt: skip
+
+    def memory(self) -> Any:
+        """The most memory that a call took beside its inputs, and how often that is what it must move."""
+        base = (
+            self.base("input", "dtype")
+            .transform_filter("datum.input == input && datum.dtype == dtype && datum.peak != null && datum.start == 'resident'")
+            .transform_calculate(share="datum.peak / datum.bytes")
+            .encode(
+                x=self.across(),
+                y=alt.Y("operation:N", title=None, sort=None, axis=alt.Axis(labelLimit=190)),
+                tooltip=["operation:N", "who:N", "input:N", alt.Tooltip("peaktext:N", title="peak beside the inputs"),
+                         alt.Tooltip("share:Q", title="of inputs and results", format=".2f")],
+            )
+        )  # fmt: skip
+        legend = alt.Legend(orient="bottom", format="~r", gradientLength=260)
+        scale = alt.Scale(type="sqrt", domain=[0, 8], clamp=True, scheme="purples")
+        squares = base.mark_rect().encode(
+            color=alt.Color("share:Q", title="times inputs and results", scale=scale, legend=legend)
+        )
+        text = base.mark_text(fontSize=11).encode(
+            text="peaktext:N", color=alt.condition("datum.share > 3", alt.value("white"), alt.value("#15202b"))
+        )
+        return alt.layer(squares, text).properties(width="container", height=self.rows_high(25))
+
+    def overhead(self) -> Any:
+        """What a call costs on four elements, beside the native call."""
+        data = [
+            {"name": f"{operation} · {backend}", "call": kind, "microseconds": value * 1e6}
+            for operation, backend, call, native in self.analysis.overheads
+            for kind, value in (("portable_ops", call), ("native", native))
+        ]
+        base = alt.Chart(alt.InlineData(values=data)).encode(
+            y=alt.Y("name:N", title=None, sort=None, axis=alt.Axis(labelLimit=280)),
+            x=alt.X("microseconds:Q", title="µs per call", scale=alt.Scale(type="log"), axis=alt.Axis(format="~r")),
+        )
+        between = base.mark_line(opacity=0.4, color="gray").encode(detail="name:N")
+        points = base.mark_point(filled=True, size=55).encode(
+            color=alt.Color("call:N", title=None, legend=alt.Legend(orient="top")),
+            tooltip=["name:N", "call:N", alt.Tooltip("microseconds:Q", format=".2f")],
+        )
+        return alt.layer(between, points).properties(width="container", height=15 * len(self.analysis.overheads))
+
+    def picture(self) -> Any:
+        """The heatmap with what it shows written into it, for Markdown."""
+        chosen = [row for row in self.rows if all(row[name] == self.chosen[name] for name in ("input", *SETTING))]
+        own = {row["operation"]: row["median"] for row in chosen if row["who"] == DEFINITION}
+        data = [
+            {**row, "speedup": own[row["operation"]] / row["median"],
+             "faster": f"{own[row['operation']] / row['median']:.2g}×"}
+            for row in chosen if row["kind"] == "dispatched" and row["operation"] in own
+        ]  # fmt: skip
+        return self._squares(alt.Chart(alt.InlineData(values=data))).properties(width=560)
 
 
-def _tooltip() -> list[Any]:
+def tooltip() -> list[Any]:
+    """What a mark tells of its cell."""
     return [
-        "operation:N", "backend:N", "input:N", "dtype:N", "kernel:N",
-        alt.Tooltip("time:N", title="median"), alt.Tooltip("faster:N", title="over the definition"),
-        alt.Tooltip("ulp:Q", format=".2f", title="largest error, ulp"), alt.Tooltip("rate:Q", format=".3g", title="GB/s"),
+        "operation:N", "who:N", "input:N", "kernel:N", alt.Tooltip("time:N", title="median"),
+        alt.Tooltip("ulp:Q", format=".2f", title="largest error, ulp"), alt.Tooltip("rate:Q", format=".3~g", title="GB/s"),
+        alt.Tooltip("floor:Q", format=".0%", title="of the floor"), alt.Tooltip("bound:N", title="floor by"),
+        alt.Tooltip("doubt:N", title="in doubt"),
     ]  # fmt: skip
 
 
-def _choice(data: list[dict[str, Any]], field: str, value: str | None, label: str) -> Any:
-    options = list(dict.fromkeys(row[field] for row in data))
-    return alt.param(name=field, value=value, bind=alt.binding_select(options=options, name=f"{label} "))
+def defaults(analysis: Analysis, rows: list[Row]) -> dict[str, str]:
+    """What the controls show first."""
+    operations = list(dict.fromkeys(row["operation"] for row in rows))
+    dtypes = [row["dtype"] for row in rows]
+    return {
+        "input": analysis.main_input or "",
+        "operation": "mean_iou" if "mean_iou" in operations else next(iter(operations), ""),
+        "dtype": "float32" if "float32" in dtypes else next(iter(dtypes), ""),
+        "start": "resident",
+        "clock": "throughput",
+        "cache": "warm",
+        "baseline": DEFINITION,
+        "peers": "without",
+    }
 
 
-def heatmap(report: Report, *, fixed: bool = False) -> Any:
-    """Operation × backend: speed-up over the standard definition on NumPy, on an input that can be chosen."""
-    data = rows(report)
-    name = main_input(report)
-    if fixed:
-        chart = alt.Chart(alt.InlineData(values=[row for row in data if row["input"] == name]))
-    else:
-        chosen = _choice(data, "input", name, "Input")
-        chart = alt.Chart(alt.NamedData(ROWS)).add_params(chosen).transform_filter("datum.input == input")
-    base = chart.encode(
-        x=alt.X("backend:N", title=None, axis=alt.Axis(orient="top", labelAngle=0)),
-        y=alt.Y("operation:N", title=None, sort=None),
-        tooltip=_tooltip(),
-    )
-    # As far above 1 as below, so that the colour in the middle means "no faster".
-    farthest = max((max(row["speedup"], 1 / row["speedup"]) for row in data if row["speedup"]), default=2.0)
-    scale = alt.Scale(type="log", domain=[1 / farthest, farthest], scheme="blueorange", reverse=True)
-    color = alt.Color("speedup:Q", title="times as fast", scale=scale)
-    text = (
-        base.transform_calculate(label="datum.faster + '  ' + datum.time")
-        .mark_text(fontSize=11)
-        .encode(
-            text="label:N",
-            color=alt.condition("datum.speedup > 8 || datum.speedup < 0.125", alt.value("white"), alt.value("#1a1a1a")),
-        )
-    )
-    squares = base.mark_rect(stroke="white", strokeWidth=2).encode(color=color)
-    return alt.layer(squares, text).properties(width=WIDTH, height={"step": 26})
-
-
-def times_with_quantiles(report: Report) -> Any:
-    """Median times with their quartiles, operation by operation, on an input that can be chosen."""
-    data = rows(report)
-    chosen = _choice(data, "input", main_input(report), "Input")
-    base = (
-        alt.Chart(alt.NamedData(ROWS))
-        .transform_filter("datum.input == input")
-        .encode(
-            y=alt.Y("operation:N", title=None, sort=None),
-            yOffset="backend:N",
-            color=alt.Color("backend:N", title=None, legend=alt.Legend(orient="top")),
-        )
-    )
-    time = alt.X("median:Q", title="seconds per call (median, quartiles)", scale=alt.Scale(type="log"))
-    points = base.mark_point(filled=True, size=60).encode(x=time, tooltip=_tooltip())
-    ranges = base.mark_rule(strokeWidth=2).encode(x=alt.X("q1:Q", title=""), x2="q3:Q")
-    return alt.layer(ranges, points).add_params(chosen).properties(width=WIDTH, height={"step": 12, "for": "offset"})
-
-
-def by_size(report: Report) -> Any:
-    """Time against bytes that must be moved: the photographs at their own size and tiled."""
-    small = drawn_input(OVERHEAD)
-    data = [row for row in rows(report) if row["input"] != small]
-    first = data[0]["operation"] if data else None
-    operations = [row["operation"] for row in data]
-    chosen = _choice(data, "operation", "mean_iou" if "mean_iou" in operations else first, "Operation")
-    return (
-        alt.Chart(alt.NamedData(ROWS))
-        .transform_filter(f"datum.operation == operation && datum.input != '{small}'")
-        .mark_line(point={"size": 50, "filled": True})
-        .encode(
-            x=alt.X(
-                "bytes:Q", title="bytes of inputs and results", scale=alt.Scale(type="log"), axis=alt.Axis(format="~s")
-            ),
-            y=alt.Y("median:Q", title="seconds per call", scale=alt.Scale(type="log"), axis=alt.Axis(format="~e")),
-            color=alt.Color("backend:N", title=None, legend=alt.Legend(orient="top")),
-            tooltip=_tooltip(),
-        )
-        .add_params(chosen)
-        .properties(width=WIDTH, height=300)
-    )
-
-
-def parity(report: Report) -> Any:
-    """Largest error beside speed: a result is worth its speed only if it is right."""
-    data = rows(report)
-    chosen = _choice(data, "input", main_input(report), "Input")
-    return (
-        alt.Chart(alt.NamedData(ROWS))
-        .transform_filter("datum.input == input && datum.speedup != null")
-        .mark_point(filled=True, size=70, opacity=0.85)
-        .encode(
-            x=alt.X("speedup:Q", title="times as fast as the definition on NumPy", scale=alt.Scale(type="log")),
-            y=alt.Y("ulp:Q", title="largest error (ulp; 0.01 is none)", scale=alt.Scale(type="log")),
-            color=alt.Color("backend:N", title=None, legend=alt.Legend(orient="top")),
-            shape=alt.Shape("backend:N", title=None, legend=alt.Legend(orient="top")),
-            tooltip=_tooltip(),
-        )
-        .add_params(chosen)
-        .properties(width=WIDTH, height=300)
-    )
-
-
-def overhead(report: Report) -> Any:
-    """What a call costs on four elements, beside the native call."""
-    data = [
-        {"operation": operation, "backend": backend, "call": kind, "microseconds": value * 1e6}
-        for operation, backend, call, native in overheads(report)
-        for kind, value in (("portable_ops", call), ("native", native))
-    ]
-    return (
-        alt.Chart(alt.InlineData(values=data))
-        .mark_bar()
-        .encode(
-            y=alt.Y("operation:N", title=None, sort=None),
-            yOffset=alt.YOffset("call:N", sort=None),
-            x=alt.X("microseconds:Q", title="µs per call on 4 elements"),
-            color=alt.Color("call:N", title=None, legend=alt.Legend(orient="top")),
-            column=alt.Column("backend:N", title=None),
-            tooltip=["operation:N", "backend:N", "call:N", alt.Tooltip("microseconds:Q", format=".2f")],
-        )
-        .properties(width=WIDTH // 2 - 30, height={"step": 9, "for": "offset"})
-    )
+def options(charts: Charts) -> dict[str, list[str]]:
+    """What each control offers."""
+    found = {name: list(dict.fromkeys(row[name] for row in charts.rows)) for name in CONTROLS[:6]}
+    present = dict.fromkeys(row["who"] for row in charts.rows)
+    return found | {"baseline": sorted(present, key=lambda who: who != DEFINITION), "peers": ["without", "with"]}
 
 
 def specification(chart: Any) -> dict[str, Any]:
@@ -179,9 +338,9 @@ def specification(chart: Any) -> dict[str, Any]:
     return chart.configure_view(stroke=None).to_dict()
 
 
-def svg(report: Report) -> str:
+def svg(analysis: Analysis) -> str:
     """The heatmap as a picture for Markdown."""
     import vl_convert
 
-    chart = heatmap(report, fixed=True).properties(background="white")
+    chart = Charts(analysis).picture().properties(background="white")
     return vl_convert.vegalite_to_svg(chart.configure_view(stroke=None).to_dict())

@@ -1,9 +1,12 @@
-"""The subcommands ``bench``, ``report`` and ``doctor``."""
+"""The subcommands ``bench``, ``roofline`` and ``doctor``."""
 
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -12,15 +15,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from portable_ops.backend import registered_backends
-from portable_ops.files import write_atomically
 from portable_ops_bench import run as running
-from portable_ops_bench.cases import OPERATION_NAMES
+from portable_ops_bench import stored
+from portable_ops_bench.analysis import Analysis
 from portable_ops_bench.doctor import examine
 from portable_ops_bench.model import Report
-from portable_ops_bench.tables import markdown, print_report
+from portable_ops_bench.plan import CACHES, CLOCKS, STARTS
+from portable_ops_bench.registry import primary_cases, use_files
+from portable_ops_bench.ways import usable_cpus
+from portable_ops_bench.written import write
 
 QUICK_SIZES = (10_000, 100_000)
-SYNTHETIC_SIZES = (1_000, 100_000, 10_000_000)
+REPLICATES = 3
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -40,8 +46,34 @@ def bench(
     dtypes: Annotated[str, typer.Option(help="Floating dtypes, with commas between.")] = "float32",
     sizes: Annotated[str, typer.Option(help="Sizes in elements of inputs drawn at random, such as 1e4,1e6.")] = "",
     real: Annotated[bool, typer.Option("--real/--synthetic", help="Photographs as input, or random arrays.")] = True,
-    quick: Annotated[bool, typer.Option(help="Small random arrays and few rounds: under a minute.")] = False,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds that one backend may take.")] = 600,
+    cases: Annotated[
+        list[Path] | None, typer.Option(help="A Python file with CASES of your own, measured instead.", exists=True)
+    ] = None,
+    quick: Annotated[bool, typer.Option(help="Small random arrays, few rounds, one process: under a minute.")] = False,
+    replicates: Annotated[
+        int | None, typer.Option(min=1, help=f"Fresh processes that measure each cell. {REPLICATES}; 1 if quick.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the order in which cells are measured.")] = 0,
+    threads: Annotated[int | None, typer.Option(min=1, help="That every library is to use. All CPUs.")] = None,
+    clock: Annotated[str, typer.Option(help="Seconds per call of many, or of one.")] = ",".join(CLOCKS),
+    cache: Annotated[str, typer.Option(help="The same inputs again, or others that no cache holds.")] = ",".join(
+        CACHES
+    ),
+    start: Annotated[str, typer.Option(help="Inputs on the device, or on the host.")] = ",".join(STARTS),
+    compiled: Annotated[
+        str, typer.Option(help="Backends whose own compiler is measured, too. Those that compile anyway.")
+    ] = "",
+    peers: Annotated[bool, typer.Option(help="Measure what other libraries have for the job.")] = True,
+    memory: Annotated[bool | None, typer.Option(help="Measure peak memory. Yes, unless quick.")] = None,
+    ceilings: Annotated[bool, typer.Option(help="Measure what the machine can do at most.")] = True,
+    seconds: Annotated[float | None, typer.Option(min=0, help="To spend on rounds of one cell in one process.")] = None,
+    precision: Annotated[float, typer.Option(min=0, help="Relative error of the mean at which rounds end.")] = 0.01,
+    longest_call: Annotated[float, typer.Option(min=0, help="Seconds; calls that take longer are cut off.")] = 10,
+    cell_timeout: Annotated[float, typer.Option(min=0, help="Seconds that one cell may take.")] = 120,
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds that one backend may take.")] = 1800,
+    resume: Annotated[
+        Path | None, typer.Option(help="Measure what is missing in this report.", exists=True, dir_okay=False)
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="Write the results there.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page with plots there.")] = None,
     markdown_file: Annotated[
@@ -50,20 +82,39 @@ def bench(
 ) -> None:
     """Measure operations on every backend, check them against float64 oracles, and report.
 
-    The exit code is 1 if a result is wrong, or a cell failed that should have a number.
+    The exit code is 1 if a result is wrong, or a cell failed that should have a number; 130 if the run was interrupted.
     """
+    earlier = None if resume is None else _resumable(resume)
+    own = _own_operations(cases or [])
     drawn = quick or not real
-    default_sizes = QUICK_SIZES if quick else SYNTHETIC_SIZES if drawn else ()
+    registered = tuple(sorted(registered_backends()))
     options = running.Options(
-        operations=listed(ops, OPERATION_NAMES, "--ops"),
-        backends=listed(backends, tuple(sorted(registered_backends())), "--backends"),
+        operations=listed(ops, tuple(primary_cases()), "--ops") or own,
+        backends=listed(backends, registered, "--backends"),
         devices=listed(devices, None, "--devices"),
         dtypes=listed(dtypes, DTYPES, "--dtypes"),
-        sizes=_sizes(sizes) or default_sizes,
+        sizes=_sizes(sizes) or (QUICK_SIZES if quick else ()),
         real=not drawn,
-        seconds_per_cell=0.02 if quick else 0.05,
+        clocks=listed(clock, CLOCKS, "--clock"),
+        caches=listed(cache, CACHES, "--cache"),
+        starts=listed(start, STARTS, "--start"),
+        compiled=listed(compiled, registered, "--compiled") or None,
+        peers=peers,
+        memory=not quick if memory is None else memory,
+        ceilings=ceilings,
+        quick=quick,
+        replicates=replicates or (1 if quick else REPLICATES),
+        seed=seed,
+        threads=threads or usable_cpus(),
+        seconds_per_cell=(0.01 if quick else 0.03) if seconds is None else seconds,
+        precision=precision,
+        longest_call=longest_call,
+        cell_timeout=cell_timeout,
         timeout=timeout,
     )
+    if earlier is not None:
+        options = running.resumed(options, earlier)
+    target = json or resume
     console = Console()
     columns = (TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bars:
@@ -74,24 +125,92 @@ def bench(
                 tasks[backend] = bars.add_task(backend, total=total)
             bars.update(tasks[backend], completed=done)  # type: ignore[arg-type]
 
-        result = running.run(options, progress, _command())
-    _write(result, json, html, markdown_file, console)
+        def keep(so_far: Report) -> None:
+            if target is not None:
+                so_far.save(target)
+
+        with _ended_as_by_ctrl_c():
+            try:
+                result = running.run(options, progress, _command(), earlier=earlier, keep=keep)
+            except ValueError as error:
+                raise typer.BadParameter(str(error)) from None
+    write(Analysis(result), console, html=html, markdown_file=markdown_file)
+    if target is not None:
+        result.save(target)
+        console.print(f"wrote {target}")
+    if result.interrupted:
+        again = f": go on with portable-ops bench --resume {target}" if target else ""
+        console.print(f"interrupted{again}", style="yellow", markup=False)
+        raise typer.Exit(130)
     raise typer.Exit(1 if result.failed() else 0)
 
 
-def report(
-    file: Annotated[Path, typer.Argument(help="A report that bench has written as JSON.", exists=True, dir_okay=False)],
-    html: Annotated[Path | None, typer.Option(help="Write a page with plots there.")] = None,
-    markdown_file: Annotated[
-        Path | None, typer.Option("--markdown", help="Write Markdown there, and its picture beside it.")
-    ] = None,
+def roofline(
+    backends: Annotated[str, typer.Option(help="Backends, with commas between. All if empty.")] = "",
+    devices: Annotated[str, typer.Option(help="Devices, such as cpu,cuda:0. All if empty.")] = "",
+    dtypes: Annotated[str, typer.Option(help="Floating dtypes, with commas between.")] = "float32",
+    threads: Annotated[int | None, typer.Option(min=1, help="That every library is to use. All CPUs.")] = None,
 ) -> None:
-    """Render a stored report again: terminal, HTML, Markdown."""
+    """Measure what the machine can do at most, on every backend: the ceilings that floors are made of."""
+    from portable_ops_bench.roofline import table
+
+    options = running.Options(
+        backends=listed(backends, tuple(sorted(registered_backends())), "--backends"),
+        devices=listed(devices, None, "--devices"),
+        dtypes=listed(dtypes, DTYPES, "--dtypes"),
+        threads=threads or usable_cpus(),
+    )
+    console = Console()
+    found, notes = running.rooflines(options)
+    console.print(table(found))
+    for sentence in notes:
+        console.print(sentence, style="yellow", markup=False)
+
+
+def _own_operations(files: list[Path]) -> tuple[str, ...]:
+    """The operations of the files, which are then known to this run."""
     try:
-        stored = Report.load(file)
+        return tuple(use_files(files)) if files else ()
     except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="FILE") from None
-    _write(stored, None, html, markdown_file, Console())
+        raise typer.BadParameter(str(error), param_hint="--cases") from None
+
+
+SELECTION = (
+    "--ops", "--backends", "--devices", "--dtypes", "--sizes", "--real", "--synthetic", "--quick", "--replicates", "--seed",
+    "--clock", "--cache", "--start", "--compiled", "--peers", "--no-peers",
+)  # fmt: skip
+
+
+def _resumable(file: Path) -> Report:
+    """A report to be completed. Its plan is its own: what would choose another is refused, not ignored."""
+    asked = {argument.partition("=")[0] for argument in sys.argv[1:]}
+    for option in SELECTION:
+        if option in asked:
+            raise typer.BadParameter(
+                f"got {option}; expected none, as a report has its own plan", param_hint="--resume"
+            )
+    return _loaded(file, "--resume")
+
+
+def _loaded(file: Path, hint: str) -> Report:
+    try:
+        return stored.load(file)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=hint) from None
+
+
+@contextmanager
+def _ended_as_by_ctrl_c() -> Iterator[None]:
+    """Being asked to end means what Ctrl-C does: what was measured is kept."""
+
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def doctor() -> None:
@@ -112,23 +231,3 @@ def _sizes(value: str) -> tuple[int, ...]:
 def _command() -> str:
     """The command line, without the path of the program."""
     return shlex.join(["portable-ops", *sys.argv[1:]])
-
-
-def _write(result: Report, json: Path | None, html: Path | None, text: Path | None, console: Console) -> None:
-    """Print the report, and write the files asked for."""
-    print_report(result, console)
-    if json is not None:
-        result.save(json)
-        console.print(f"wrote {json}")
-    if html is not None:
-        from portable_ops_bench.page import page
-
-        write_atomically(html, page(result))
-        console.print(f"wrote {html}")
-    if text is not None:
-        from portable_ops_bench.charts import svg
-
-        picture = text.with_suffix(".svg")
-        write_atomically(picture, svg(result))
-        write_atomically(text, markdown(result, picture.name))
-        console.print(f"wrote {text} and {picture}")

@@ -8,13 +8,14 @@ from importlib import metadata
 from pathlib import Path
 
 import psutil
-from threadpoolctl import threadpool_info
 
+from portable_ops_bench.guards import threads_in_use
 from portable_ops_bench.model import Environment
+from portable_ops_bench.ways import last_level_cache, usable_cpus
 
 PACKAGES = (
     "portable-ops", "numpy", "numba", "torch", "cupy-cuda12x", "cupy-cuda13x", "jax", "dask", "array-api-compat",
-    "array-api-strict", "scipy", "scikit-image", "pytest-benchmark",
+    "array-api-strict", "scipy", "scikit-image", "scikit-learn", "torchmetrics", "monai", "keras", "pytest-benchmark",
 )  # fmt: skip
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
@@ -45,21 +46,19 @@ def load() -> float | None:
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
-def describe(load_before: float | None = None) -> Environment:
-    """The machine as it is now."""
-    threads = {
-        f"{pool['internal_api']} {pool['version'] or ''}".strip(): pool["num_threads"] for pool in threadpool_info()
-    }
+def describe(load_before: float | None = None, threads: dict[str, int] | None = None) -> Environment:
+    """The machine as it is now. `threads` are those of the processes that measured; this one's if None."""
     return Environment(
         cpu=cpu_name(),
         logical_cpus=os.cpu_count() or 1,
-        usable_cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        usable_cpus=usable_cpus(),
         memory_bytes=psutil.virtual_memory().total,
         system=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
         packages=versions(),
-        threads=threads,
+        threads=threads_in_use() if threads is None else threads,
         load_before=load_before,
         load_after=load(),
+        last_level_cache_bytes=last_level_cache(),
         governor=GOVERNOR.read_text(encoding="utf-8").strip() if GOVERNOR.exists() else None,
     )

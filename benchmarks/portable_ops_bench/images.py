@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -53,19 +52,20 @@ class Task:
         return (tokens - tokens.mean()) / tokens.std()
 
     def tiled(self, height: int, width: int) -> Task:
-        """The same task repeated, and cut to a size."""
+        """The same task repeated to a size, or its middle, where it is larger."""
 
         def tile(array: Floats, axes: tuple[int, int]) -> Floats:
             repeats = [1] * array.ndim
             index: list[Any] = [slice(None)] * array.ndim
             for axis, size in zip(axes, (height, width), strict=True):
                 repeats[axis] = -(-size // array.shape[axis])
-                index[axis] = slice(size)
+                first = max(array.shape[axis] - size, 0) // 2
+                index[axis] = slice(first, first + size)
             return np.ascontiguousarray(np.tile(array, repeats)[tuple(index)])
 
         photograph = self.name.partition(" ")[0]
         return Task(
-            f"{photograph} tiled to {height}x{width}",
+            f"{photograph} made {height}x{width}",
             tile(self.image, (0, 1)),
             tile(self.target, (0, 1)),
             tile(self.pred, (0, 1)),
@@ -90,11 +90,3 @@ def task_of(photograph: str) -> Task:
     pred = np.digitize(degraded, thresholds).astype(np.uint8)
     height, width = grey.shape
     return Task(f"{photograph} {height}x{width}", image, target, pred, logits, NUM_CLASSES)
-
-
-def tasks() -> Iterator[Task]:
-    """Every photograph at its own size, then tiled."""
-    for photograph in PHOTOGRAPHS:
-        yield task_of(photograph)
-    for photograph in PHOTOGRAPHS:
-        yield task_of(photograph).tiled(*TILED)

@@ -10,12 +10,17 @@ from typing import Any
 import numpy as np
 
 from portable_ops_bench.case import Call
-from portable_ops_bench.cases import case_by_name
-from portable_ops_bench.images import PHOTOGRAPHS, TILED, task_of
+from portable_ops_bench.images import PHOTOGRAPHS, TILED, Task, task_of
+from portable_ops_bench.registry import case_by_name
 
 OVERHEAD = 4
 """Elements of the input on which a call's own cost shows."""
 
+CROPPED = {"retina": 32, "immunohistochemistry": 160}
+"""The sides of the squares in the middle of photographs that are smaller inputs."""
+
+WHOLE = "coffee"
+REPEATED = "astronaut"
 TILED_NAME = f"tiled to {TILED[0]}x{TILED[1]}"
 
 
@@ -25,12 +30,12 @@ def drawn_input(elements: int) -> str:
 
 
 def real_inputs() -> list[str]:
-    """The names of the photographs' tasks: each at its own size, then tiled."""
-    own = [task_of(photograph).name for photograph in PHOTOGRAPHS]
-    return own + [f"{photograph} {TILED_NAME}" for photograph in PHOTOGRAPHS]
+    """The names of the photographs' tasks, in the order of their sizes: two cropped, one whole, one tiled."""
+    crops = [f"{name} cropped to {side}x{side}" for name, side in CROPPED.items()]
+    return [*crops, task_of(WHOLE).name, f"{REPEATED} {TILED_NAME}"]
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=2)
 def call_of(case_name: str, input_name: str) -> Call:
     """The call that a case makes of an input.
 
@@ -49,10 +54,17 @@ def call_of(case_name: str, input_name: str) -> Call:
         )
     if case.real is None:
         raise ValueError(f"input: got {input_name!r}; expected a case with a real call, not {case_name!r}")
-    task = task_of(first)
-    return case.real(task.tiled(*TILED) if rest == TILED_NAME else task)
+    return case.real(_task(first, rest))
 
 
+def _task(photograph: str, form: str) -> Task:
+    task = task_of(photograph)
+    if form.startswith("cropped"):
+        return task.tiled(CROPPED[photograph], CROPPED[photograph])
+    return task.tiled(*TILED) if form == TILED_NAME else task
+
+
+@lru_cache(maxsize=2)
 def references(case_name: str, input_name: str, dtype: str, folder: Path) -> list[np.ndarray[Any, Any]]:
     """The oracle's results, kept in a folder: every backend is held against the same numbers, and they are made once."""
     path = folder / (hashlib.sha256(f"{case_name}|{input_name}|{dtype}".encode()).hexdigest() + ".npz")

@@ -1,14 +1,16 @@
-"""The benchmark that pytest-benchmark runs, one process per backend: guards first, then rounds.
+"""What pytest runs in each process of a run: the cells of a task, in its order, guards first, then rounds by pytest-benchmark.
 
-`portable_ops_bench.run` writes the plan and reads what comes back. A cell without a number leaves a reason instead.
+`portable_ops_bench.run` writes the task and reads the journal. A cell without a number leaves a reason instead.
 """
 
 from __future__ import annotations
 
 import os
+import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,147 +19,221 @@ import numpy as np
 import pytest
 
 import portable_ops as po
-from portable_ops.backend import Backend
-from portable_ops.dispatch import OPERATIONS
-from portable_ops.routes import namespace_of
-from portable_ops_bench.case import Call, Case
-from portable_ops_bench.cases import case_by_name
-from portable_ops_bench.guards import GuardError, check_parity, require_here, require_unchanged
+from portable_ops_bench import journal
+from portable_ops_bench.ceilings import ceilings_of
+from portable_ops_bench.guards import (
+    GuardError,
+    check_parity,
+    require_dtype,
+    require_here,
+    require_synchronised,
+    require_threads,
+    require_unchanged,
+    threads_in_use,
+)
 from portable_ops_bench.inputs import call_of, references
-from portable_ops_bench.model import Cell, Result, Status, Timing
+from portable_ops_bench.journal import Entry, Task
+from portable_ops_bench.memory import SMALLEST, NoCounterError, peak_of
+from portable_ops_bench.model import Cell, Result, Sentinel, Status, Timing
+from portable_ops_bench.registry import case_by_name
+from portable_ops_bench.timers import (
+    KEPT_SAMPLES,
+    clock_of,
+    empty_round,
+    is_asynchronous,
+    is_host,
+    parts_of,
+    timing_of,
+    waited,
+)
+from portable_ops_bench.ways import Prepared, prepare
 
-PLAN = Path(os.environ["PORTABLE_OPS_BENCH_PLAN"])
-FOLDER = PLAN.parent
-KEPT_SAMPLES = 200
+TASK_FILE = Path(os.environ["PORTABLE_OPS_BENCH_TASK"])
+TASK = msgspec.json.decode(TASK_FILE.read_bytes(), type=Task)
+BACKEND = po.get_backend(TASK.backend)
+CLOCKS = {cell.device: clock_of(BACKEND, cell.device) for cell in TASK.cells}
 
-CELLS = msgspec.json.decode(PLAN.read_bytes(), type=list[Cell])
+note = partial(journal.write, TASK_FILE.with_name("journal.jsonl"))
 
 
-def timer_of(backend: Backend, device: str) -> Callable[[], float]:
-    """A clock that waits for the device first: work that was only launched is not done."""
-    if device in ("cpu", "CPU_DEVICE"):
-        return time.perf_counter
-    probe = backend.from_numpy(np.zeros(1, np.float32), device=backend.to_device(device))
-
-    def now() -> float:
-        backend.synchronize(probe)
-        return time.perf_counter()
-
-    return now
+def begin(step: str) -> None:
+    """Say what is being done now, so that whoever ends this process knows what it died of."""
+    if os.getppid() != TASK.parent:
+        pytest.exit("the run that started this process is gone")
+    note(Entry(begun=step))
 
 
 def parameters() -> Iterator[Any]:
     """The cells, each with the clock of its device."""
-    for cell in CELLS:
-        backend = po.get_backend(cell.backend)
-        mark = pytest.mark.benchmark(group=cell.operation, timer=timer_of(backend, cell.device))
-        yield pytest.param(cell, marks=mark, id=cell.key)
+    for cell in TASK.cells:
+        timer = CLOCKS[cell.device] if cell.clock == "throughput" else None
+        yield pytest.param(cell, marks=pytest.mark.benchmark(timer=timer or time.perf_counter), id=cell.key)
 
 
-def function_of(cell: Cell, case: Case, call: Call) -> tuple[Callable[[], Any], str]:
-    """What is timed, and the name of what serves it."""
-    if cell.way == "native":
-        peer = case.peers.get(cell.backend)
-        if peer is not None:
-            return lambda: peer(*call.args, **call.options), f"{cell.backend}'s own"
-        operation = OPERATIONS[case.operation]
-        xp = namespace_of(po.get_backend(cell.backend))
-        if operation.base is not None:
-            return lambda: operation.definition(*call.args, **call.options), "definition"
-        return lambda: operation.definition(xp, *call.args, **call.options), "definition"
-    return lambda: case.run(call), "definition" if cell.way == "definition" else kernel_of(case, call)
+def sentinel() -> float:
+    """Seconds of a call on NumPy that no backend has a part in."""
+    x = np.linspace(-2, 2, 100_000, dtype=np.float32)
+    samples = []
+    for _ in range(100):
+        start = time.perf_counter()
+        np.exp(x)
+        samples.append(time.perf_counter() - start)
+    return statistics.median(samples)
 
 
-def kernel_of(case: Case, call: Call) -> str:
-    """The kernel that a dispatched call uses; the layer's is that of its attention."""
-    if case.operation in OPERATIONS:
-        return po.explain(case.operation, *call.args, **call.options).chosen
-    q, k, v = (array[..., None, :, :] for array in call.args)
-    return po.explain("scaled_dot_product_attention", q, k, v).chosen
+SENTINEL: list[float] = []
+
+
+def test_before() -> None:
+    """What is measured once, before the cells."""
+    begin("the sentinel")
+    SENTINEL.append(sentinel())
+    for device, dtype in TASK.ceilings:
+        begin(journal.ceilings_step(device, dtype))
+        with BACKEND.allowing(dtype):
+            found, notes = ceilings_of(BACKEND, device, dtype, fine=TASK.fine)
+        note(Entry(ceilings=found))
+        for sentence in notes:
+            note(Entry(note=sentence))
 
 
 @pytest.mark.parametrize("cell", list(parameters()))
 def test_cell(cell: Cell, benchmark: Any) -> None:
     """Measure one cell, and write down what came of it."""
-    result = measure(cell, benchmark)
-    with (FOLDER / "results.jsonl").open("ab") as file:
-        file.write(msgspec.json.encode(result) + b"\n")
+    begin(cell.key)
+    note(Entry(result=settled(cell, benchmark)))
 
 
-def measure(cell: Cell, benchmark: Any) -> Result:
+def test_after() -> None:
+    """How the machine drifted meanwhile."""
+    begin("the sentinel")
+    before = SENTINEL[0]
+    note(Entry(sentinel=Sentinel(backend=TASK.backend, process=TASK.process, before=before, after=sentinel())))
+    note(Entry(threads=threads_in_use()))
+
+
+@pytest.mark.parametrize("cell", [pytest.param(cell, id=cell.key) for cell in TASK.memory])
+def test_memory(cell: Cell) -> None:
+    """The peak memory of a cell, after all timing: the allocator is set otherwise for it."""
+    begin(journal.memory_step(cell))
+    case, host = case_by_name(cell.case), call_of(cell.case, cell.input)
+    shapes = tuple(array.shape for array in references(cell.case, cell.input, cell.dtype, TASK_FILE.parent))
+    if case.cost(host, itemsize(cell.dtype), shapes).bytes_moved < SMALLEST:
+        return
+    with surroundings(cell):
+        prepared = prepare(cell, case, host, BACKEND)
+        try:
+            peak = peak_of(waited(prepared.function, BACKEND), BACKEND, cell.device)
+        except NoCounterError as reason:
+            note(Entry(note=f"no peak memory: {reason}"))
+        else:
+            note(Entry(memory=(cell.key, peak)))
+
+
+def surroundings(cell: Cell) -> AbstractContextManager[Any]:
+    """The context in which the cell's call is made."""
+    stack = ExitStack()
+    stack.enter_context(po.standard_only() if cell.way == "definition" else nullcontext())
+    stack.enter_context(BACKEND.allowing(cell.dtype))
+    return stack
+
+
+def settled(cell: Cell, benchmark: Any) -> Result:
     """The cell's result, whatever happens."""
     try:
         return measured(cell, benchmark)
     except GuardError as failure:
         return Result(cell=cell, status=failure.status, reason=failure.reason)
+    except NotImplementedError as error:
+        return Result(cell=cell, status=Status.UNSUPPORTED, reason=str(error) or "NotImplementedError")
     except MemoryError as error:
         return Result(cell=cell, status=Status.OUT_OF_MEMORY, reason=str(error) or "MemoryError")
     except Exception as error:
-        kind = Status.OUT_OF_MEMORY if type(error).__name__ == "OutOfMemoryError" else Status.ERROR
+        kind = Status.OUT_OF_MEMORY if is_out_of_memory(error) else Status.ERROR
         return Result(cell=cell, status=kind, reason=f"{type(error).__name__}: {error}"[:500])
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a library says so in its own words: torch and CuPy by a class, XLA by a status."""
+    return type(error).__name__ == "OutOfMemoryError" or "RESOURCE_EXHAUSTED" in str(error)
 
 
 def measured(cell: Cell, benchmark: Any) -> Result:
     """Guards, then numbers; raises `GuardError` for a guard."""
-    backend = po.get_backend(cell.backend)
-    device = None if cell.device in ("cpu", "CPU_DEVICE") else backend.to_device(cell.device)
+    device = None if is_host(cell.device) else BACKEND.to_device(cell.device)
     case = case_by_name(cell.case)
     host = call_of(cell.case, cell.input)
-    with backend.allowing(cell.dtype):
-        call = host.on(backend, cell.dtype, device)
-    with po.standard_only() if cell.way == "definition" else nullcontext(), backend.allowing(cell.dtype):
-        function, kernel = function_of(cell, case, call)
+    waits = is_asynchronous(BACKEND, cell.device)
+    with surroundings(cell):
+        prepared = prepare(cell, case, host, BACKEND)
         start = time.perf_counter()
-        value = function()
-        parts = value if isinstance(value, tuple) else (value,)
-        backend.synchronize(*parts)
+        parts = parts_of(prepared.function())
+        BACKEND.synchronize(*parts)
         first_call = time.perf_counter() - start
-        require_here(parts, backend, device)
-        expected = references(cell.case, cell.input, cell.dtype, FOLDER)
-        parity = check_parity(parts, expected, case.tolerance, backend)
-        require_unchanged(host, call, backend, cell.dtype)
-        del value, parts
-        benchmark(_finishing(function, backend) if backend.lazy or backend.asynchronous else function)
-    data = benchmark.stats.stats
-    samples = sorted(data.data)
-    cost = case.cost(host, _itemsize(cell.dtype), tuple(array.shape for array in expected))
+        require_here(parts, BACKEND, device)
+        require_dtype(parts, host, cell.dtype)
+        expected = references(cell.case, cell.input, cell.dtype, TASK_FILE.parent)
+        parity = check_parity(parts, expected, prepared.tolerance, BACKEND)
+        require_unchanged(host, prepared.call, BACKEND, cell.dtype)
+        require_threads(TASK.settings.threads)
+        del parts
+        once = _seconds_of_one(prepared, waits=waits)
+        timing = timed(cell, prepared, once, first_call, benchmark)
+    cost = case.cost(host, itemsize(cell.dtype), tuple(array.shape for array in expected))
     return Result(
         cell=cell,
         status=Status.OK,
-        kernel=kernel,
-        timings=[
-            Timing(
-                median=data.median,
-                q1=data.q1,
-                q3=data.q3,
-                minimum=data.min,
-                rounds=data.rounds,
-                iterations=benchmark.stats.iterations,
-                first_call=first_call,
-                samples=samples if len(samples) <= KEPT_SAMPLES else _thinned(samples),
-            )
-        ],
+        kernel=prepared.kernel,
+        timings=[timing],
         parity=parity,
+        elements=int(np.size(host.args[0])),
         bytes_moved=cost.bytes_moved,
         flops=cost.flops,
+        exps=cost.exps,
     )
 
 
-def _finishing(function: Callable[[], Any], backend: Backend) -> Callable[[], None]:
-    """The function up to its values, where a call returns before they are there."""
+def _seconds_of_one(prepared: Prepared, *, waits: bool) -> float:
+    """Seconds that a call takes, of which it is made sure that they are all."""
+    if not BACKEND.lazy:
+        return require_synchronised(prepared.function, BACKEND, waits=waits)
+    start = time.perf_counter()
+    waited(prepared.function, BACKEND)()
+    return time.perf_counter() - start
 
-    def finished() -> None:
-        value = function()
-        backend.synchronize(*(value if isinstance(value, tuple) else (value,)))
 
-    return finished
+def timed(cell: Cell, prepared: Prepared, once: float, first_call: float, benchmark: Any) -> Timing:
+    """Rounds on the cell's clock, at least `min_rounds`, until their mean is precise or the time is spent."""
+    settings = TASK.settings
+    each = waited(prepared.function, BACKEND)
+    if once > settings.longest_call:
+        raise GuardError(
+            Status.TIMEOUT, f"one call takes {once:.3g} s; calls above {settings.longest_call:g} s are cut off"
+        )
+    clock = CLOCKS[cell.device]
+    iterations = 1
+    if cell.clock == "latency" or once * settings.min_rounds > settings.seconds:
+        # Single calls: to see each of them, or because no more can be afforded.
+        rounds = min(max(settings.min_rounds, int(settings.seconds / once)), KEPT_SAMPLES)
+        benchmark.pedantic(each, rounds=rounds, iterations=1)
+        empty = empty_round(time.perf_counter, 1)
+    elif clock is not None:
+        benchmark(lambda: clock.launched(prepared.function()))
+        iterations = benchmark.stats.iterations
+        empty = empty_round(clock, iterations, clock.launched)
+    else:
+        benchmark(each if BACKEND.lazy else prepared.function)
+        iterations = benchmark.stats.iterations
+        empty = empty_round(time.perf_counter, iterations)
+    return timing_of(
+        benchmark.stats.stats.data,
+        iterations=iterations,
+        first_call=first_call,
+        empty=empty,
+        rotated_bytes=prepared.rotated_bytes,
+    )
 
 
-def _itemsize(dtype: str) -> int:
+def itemsize(dtype: str) -> int:
+    """Bytes of a floating dtype."""
     return 2 if dtype in ("float16", "bfloat16") else int(dtype[-2:]) // 8
-
-
-def _thinned(samples: list[float]) -> list[float]:
-    """Evenly spaced order statistics, the ends among them."""
-    places = np.linspace(0, len(samples) - 1, KEPT_SAMPLES).round().astype(int)
-    return [samples[place] for place in places]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import io
 import json
 import re
@@ -12,23 +13,43 @@ from typing import Any
 import jinja2
 import numpy as np
 import vl_convert
+from markupsafe import Markup
+from msgspec.structs import replace
 
-from portable_ops_bench import charts
+from portable_ops_bench import noise
+from portable_ops_bench.analysis import Analysis
+from portable_ops_bench.charts import CONTROLS, Charts, options, specification
 from portable_ops_bench.images import PHOTOGRAPHS, task_of
-from portable_ops_bench.model import Report
-from portable_ops_bench.summary import Baseline, gaps, main_input, overheads, place, seconds, times, verdicts
+from portable_ops_bench.model import Cell, Report
+from portable_ops_bench.rows import at_home, contestants, numbers, table_rows
+from portable_ops_bench.snippets import code, rerun
+from portable_ops_bench.summary import headline_settings, sentence
+from portable_ops_bench.tables import FIT_COLUMNS, crossover_rows, fit_rows, grid
 
 CHARTS = (
-    ("heatmap", "Speed-up", "How many times as fast as the standard definition on NumPy arrays, and the median time.",
-     charts.heatmap),
-    ("times", "Times", "Median seconds per call, with quartiles.", charts.times_with_quantiles),
-    ("sizes", "Sizes", "Time against the bytes that a call must at least move: photographs at their own size, and tiled.",
-     charts.by_size),
-    ("parity", "Parity beside speed", "The largest error against a float64 oracle, in units in the last place.",
-     charts.parity),
-    ("overhead", "What a call costs", "Microseconds on four elements, beside the same work called natively.",
-     charts.overhead),
+    ("heatmap", "Speed-up", "Operations by backend: how many times as fast as the baseline. Pale cells are in doubt."),
+    ("sizes", "Sizes", "Seconds per call against size, with 95 % bands over processes and rounds."),
+    ("crossovers", "Where one overtakes another",
+     "From which size on a backend is faster than another, with 95 % intervals."),
+    ("roofline", "Roofline",
+     ("What calls reach of the bandwidth that their backend was seen to have in the same run (dashed). A call whose floor is "
+     "set by exponentials or matrix products lies below it for a reason.")),
+    ("profile", "Performance profile",
+     ("The share of operations that a backend does within a factor of the best time. Higher is better; the left end is how "
+     "often it is the best.")),
+    ("parity", "Parity beside speed", "The largest error against a float64 oracle, in units in the last place."),
+    ("memory", "Memory", "The most memory that a call takes beside its inputs, measured in a pass of its own."),
+    ("overhead", "What a call costs", "Microseconds on four elements, beside the same work called natively."),
 )  # fmt: skip
+OPEN = Cell(
+    case="", operation="{operation}", input="{input}", backend="{backend}", device="cpu", dtype="{dtype}", clock="{clock}",
+    cache="{cache}", start="{start}",
+)  # fmt: skip
+"""A cell with what differs from one to the next left open, for the page's script to fill in."""
+LABELS = {
+    "input": "Input", "operation": "Operation", "dtype": "Dtype", "start": "Data starts", "clock": "Clock", "cache": "Cache",
+    "baseline": "Baseline", "peers": "Other libraries",
+}  # fmt: skip
 
 COLOURS = ((68, 84, 106), (42, 157, 143), (233, 196, 106), (231, 111, 81))
 
@@ -38,8 +59,8 @@ def _data_uri(pixels: np.ndarray[Any, Any]) -> str:
 
     buffer = io.BytesIO()
     picture = Image.fromarray(pixels)
-    picture.thumbnail((240, 240))
-    picture.save(buffer, format="JPEG", quality=82)
+    picture.thumbnail((200, 200))
+    picture.save(buffer, format="JPEG", quality=75)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -64,79 +85,120 @@ def pictures(report: Report) -> list[dict[str, str]]:
     return shown
 
 
-def table_rows(report: Report) -> list[dict[str, Any]]:
-    """All results, numbers and reasons, for the table that needs no JavaScript."""
-    baseline = Baseline(report)
-    found = []
-    for result in report.results:
-        timing, parity = result.timing, result.parity
-        speedup = baseline.speedup(result)
-        found.append(
-            {
-                "operation": result.cell.operation,
-                "input": result.cell.input,
-                "backend": place(result),
-                "dtype": result.cell.dtype,
-                "way": result.cell.way,
-                "kernel": result.kernel,
-                "status": result.status.value,
-                "reason": result.reason,
-                "median": timing.median if timing else None,
-                "time": seconds(timing.median) if timing else "",
-                "spread": f"{seconds(timing.q1)} - {seconds(timing.q3)}" if timing else "",
-                "first": seconds(timing.first_call) if timing else "",
-                "speedup": speedup,
-                "faster": times(speedup) if speedup else "",
-                "rate": f"{result.bytes_moved / timing.median / 1e9:.3g}" if timing else "",
-                "ulp": f"{parity.max_ulp:.2f}" if parity else "",
-            }
-        )
-    return found
+def _bundle() -> str:
+    """Vega, Vega-Lite and Vega-Embed."""
+    return vl_convert.javascript_bundle()  # type: ignore[call-arg]
 
 
 def _script(value: str) -> str:
-    """Text that may stand inside of a script element: no end tag of it can be read in there."""
+    """Program text that may stand inside of a script element: no end tag of it can be read in there."""
     return re.sub(r"</(script)", r"<\\/\1", value, flags=re.IGNORECASE)
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+    """JSON that may stand inside of a script element: without any ``<``, no tag or comment can begin in there."""
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
-def page(report: Report) -> str:
+def has_numbers(name: str, analysis: Analysis, charts: Charts) -> bool:
+    """Whether there is something to plot."""
+    if name == "overhead":
+        return bool(analysis.overheads)
+    if name == "crossovers":
+        return bool(crossover_rows(analysis))
+    if name == "roofline":
+        return bool(analysis.report.ceilings)
+    if name == "memory":
+        return any(result.memory is not None for result in analysis.report.results)
+    return bool(charts.rows)
+
+
+def verdict_groups(analysis: Analysis) -> list[dict[str, Any]]:
+    """The verdict's sentences, by where data starts; what each is about apart, to be set in bold."""
+    groups: dict[str, list[dict[str, str]]] = {}
+    for setting in headline_settings(analysis):
+        about, _, rest = sentence(analysis, setting).partition(": ")
+        advised, _, details = rest.partition(". ")
+        about = about.partition(", data starting")[0]
+        groups.setdefault(setting.start, []).append(
+            {"about": about, "use": advised[:1].upper() + advised[1:] + ".", "details": details}
+        )
+    titles = {"resident": "Arrays already where they are used", "host": "Data starting on the host"}
+    return [{"title": titles.get(start, start), "sentences": sentences} for start, sentences in groups.items()]
+
+
+def codes(report: Report) -> dict[str, dict[str, str]]:
+    """For each case and kind of cell, its code, with what differs from cell to cell left open in braces."""
+    found: dict[str, dict[str, str]] = {}
+    for result in report.results:
+        cell = result.cell
+        kind = f"{cell.way}|{cell.start}"
+        if kind not in found.setdefault(cell.operation, {}):
+            opened = replace(OPEN, case=cell.case, operation=cell.operation, way=cell.way, start=cell.start)
+            found[cell.operation][kind] = code(opened)
+    return found
+
+
+def page(analysis: Analysis) -> str:
     """The whole page."""
-    from markupsafe import Markup
-
+    report = analysis.report
     sources = files("portable_ops_bench") / "templates"
+
+    def source(name: str) -> str:
+        return (sources / name).read_text(encoding="utf-8")
+
     surroundings = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: (sources / name).read_text(encoding="utf-8")),
+        loader=jinja2.FunctionLoader(source),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    drawn = [
+    charts = Charts(analysis)
+    shown = [
         {"id": name, "title": title, "text": text}
-        for name, title, text, _ in CHARTS
-        if name != "overhead" or overheads(report)
+        for name, title, text in CHARTS
+        if has_numbers(name, analysis, charts)
     ]
-    shown = {chart["id"] for chart in drawn}
-    specifications: dict[str, Any] = {
-        name: charts.specification(make(report)) for name, _, _, make in CHARTS if name in shown
+    code_of = codes(report)
+    data = {
+        "numbers": numbers(analysis),
+        "contestants": contestants(analysis),
+        "at_home": at_home(report),
+        "codes": code_of,
+        "rerun": rerun(OPEN),
+        "charts": {chart["id"]: specification(getattr(charts, chart["id"])()) for chart in shown},
     }
+    offered = options(charts)
+    main = analysis.main_input
+    columns, rows = grid(analysis, main) if main is not None else ([], [])
     return surroundings.get_template("report.html.j2").render(
         report=report,
         environment=report.environment,
         memory=f"{report.environment.memory_bytes / 2**30:.0f} GiB",
-        verdicts=verdicts(report),
-        main_input=main_input(report),
+        verdicts=verdict_groups(analysis),
+        main_input=main,
+        grid_columns=columns,
+        grid_rows=rows,
+        controls=[
+            {"name": name, "label": LABELS[name], "options": offered[name], "value": charts.chosen[name]}
+            for name in CONTROLS
+            if len(offered[name]) > 1
+        ],
         pictures=pictures(report),
-        charts=drawn,
-        gaps=gaps(report),
+        charts=shown,
+        crossovers=crossover_rows(analysis),
+        fit_columns=FIT_COLUMNS,
+        fits=fit_rows(analysis),
+        noise=[*noise.ledger(report), *report.notes],
+        doubtful=len(analysis.doubts),
+        gaps=analysis.gaps,
         failed=report.failed(),
-        rows=table_rows(report),
-        # The bundle is JavaScript, and the specifications JSON: neither is text to be escaped.
-        bundle=Markup(_script(vl_convert.javascript_bundle())),  # type: ignore[call-arg]
-        specifications=Markup(_script(_json(specifications))),
-        chart_rows=Markup(_script(_json(charts.rows(report)))),
+        rows=table_rows(analysis),
+        codes=[(operation, next(iter(kinds.values()))) for operation, kinds in code_of.items()],
+        # Style, script and bundle are ours, and JSON is no text to be escaped; none of it can end its element.
+        style=Markup(source("report.css")),
+        script=Markup(_script(source("report.js"))),
+        bundle=base64.b64encode(gzip.compress(_bundle().encode(), mtime=0)).decode(),
+        data=Markup(_json(data)),
     )

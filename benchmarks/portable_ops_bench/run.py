@@ -1,162 +1,331 @@
-"""A run: one fresh process per backend, in which pytest-benchmark measures the cells of a plan."""
+"""A run: fresh processes, each of one backend, in an order of chance; what they find out, put together as a report."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+import random
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
-from portable_ops.backend import Backend, registered_backends
-from portable_ops_bench import environment
-from portable_ops_bench.cases import OPERATION_NAMES, primary_case
-from portable_ops_bench.inputs import OVERHEAD, drawn_input, real_inputs
-from portable_ops_bench.model import SCHEMA_VERSION, Cell, Report, Result, Status
+from portable_ops_bench import environment, journal
+from portable_ops_bench.journal import Entry, Settings, Task
+from portable_ops_bench.memory import SMALLEST
+from portable_ops_bench.model import (
+    SCHEMA_VERSION,
+    Ceiling,
+    Cell,
+    Memory,
+    Parity,
+    Report,
+    Result,
+    Sentinel,
+    Status,
+)
+from portable_ops_bench.plan import BASELINE, Options, plan, processes_for, shuffled
+from portable_ops_bench.process import Ending, run_task
 
-BASELINE = "numpy"
-"""The standard definition on its arrays is what speed-ups are against."""
-
-
-class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """What to measure. Empty: all there is."""
-
-    operations: tuple[str, ...] = ()
-    backends: tuple[str, ...] = ()
-    devices: tuple[str, ...] = ()
-    dtypes: tuple[str, ...] = ("float32",)
-    sizes: tuple[int, ...] = ()
-    real: bool = True
-    seconds_per_cell: float = 0.1
-    timeout: float = 600.0
-
-
-def inputs_of(options: Options) -> list[str]:
-    """Names of the inputs: what a call costs on a few elements, then the sizes asked for, then the photographs."""
-    names = [drawn_input(OVERHEAD)] + [drawn_input(size) for size in options.sizes]
-    return names + (real_inputs() if options.real else [])
-
-
-def plan(options: Options) -> tuple[list[Cell], list[Result]]:
-    """The cells to measure, and results for those that cannot be."""
-    cells: list[Cell] = []
-    missing: list[Result] = []
-    backends = registered_backends()
-    for name in options.backends or sorted(backends):
-        backend = backends[name]
-        devices, reason = _devices(backend, options)
-        if reason is not None:
-            missing += [Result(cell=cell, status=reason[0], reason=reason[1]) for cell in _cells(options, name, ["-"])]
-        cells += _cells(options, name, devices)
-    # What a speed-up is against is measured in the same run, whatever backends were asked for.
-    if BASELINE not in (options.backends or backends):
-        cells += [cell for cell in _cells(options, BASELINE, ["cpu"]) if cell.way == "definition"]
-    unsupported = [cell for cell in cells if cell.dtype not in backends[cell.backend].dtypes]
-    missing += [Result(cell=cell, status=Status.UNSUPPORTED, reason=f"no {cell.dtype}") for cell in unsupported]
-    return [cell for cell in cells if cell not in unsupported], missing
-
-
-def _devices(backend: Backend, options: Options) -> tuple[list[str], tuple[Status, str] | None]:
-    if not backend.is_installed():
-        return [], (Status.NOT_INSTALLED, f"pip install {backend.install}")
-    # Devices that stand for others, as array-api-strict's do, are for tests; the first is the real one.
-    found = [device for device in backend.devices() if device in ("cpu", "CPU_DEVICE") or device.startswith("cuda")]
-    chosen = [device for device in found if not options.devices or device in options.devices]
-    if chosen:
-        return chosen, None
-    wanted = ", ".join(options.devices) or "device"
-    return [], (Status.NO_DEVICE, f"{backend.name} has no {wanted} on this machine")
-
-
-def _cells(options: Options, backend: str, devices: Iterable[str]) -> list[Cell]:
-    found = []
-    for operation in options.operations or OPERATION_NAMES:
-        case = primary_case(operation)
-        for input_name in inputs_of(options):
-            ways = ["dispatched"] + (["definition"] if backend == BASELINE else [])
-            if input_name == drawn_input(OVERHEAD) and case.function is None and backend in (BASELINE, "torch"):
-                ways.append("native")
-            for device in devices:
-                for dtype in options.dtypes:
-                    found += [
-                        Cell(
-                            case=case.name,
-                            operation=operation,
-                            input=input_name,
-                            backend=backend,
-                            device=device,
-                            dtype=dtype,
-                            way=way,
-                        )
-                        for way in ways
-                    ]
-    return found
-
+__all__ = ["BASELINE", "Options", "Progress", "plan", "resumed", "rooflines", "run"]
 
 Progress = Callable[[str, int, int], None]
-"""``(backend, done, total)``, called as cells are done."""
+"""``(backend, done, total)``, called as cells are done; a cell counts once for each process that measures it."""
+
+PASSING = (Status.NOT_REACHED, Status.ERROR, Status.TIMEOUT, Status.OUT_OF_MEMORY)
+"""Reasons that another try may not meet again."""
+
+replace = msgspec.structs.replace
 
 
-def run(options: Options, progress: Progress, command: str) -> Report:
-    """Measure everything that was asked for."""
+class Collected:
+    """What has been found out so far."""
+
+    def __init__(self, cells: list[Cell], missing: list[Result]) -> None:
+        self.cells = cells
+        self.missing = missing
+        self.results: dict[str, Result] = {}
+        self.memory: dict[str, Memory] = {}
+        self.ceilings: list[Ceiling] = []
+        self.sentinels: list[Sentinel] = []
+        self.threads: dict[str, int] = {}
+        self.notes: list[str] = []
+        self.tried: dict[str, set[str]] = {cell.backend: set() for cell in cells}
+        self.processes = 0
+
+    def hear(self, backend: str, entry: Entry) -> None:
+        """Take in what a process wrote down."""
+        if entry.begun is not None:
+            self.tried[backend].add(entry.begun)
+        if entry.result is not None:
+            self._add(entry.result)
+        if entry.memory is not None:
+            self.memory[entry.memory[0]] = entry.memory[1]
+        if entry.note is not None and entry.note not in self.notes:
+            self.notes.append(entry.note)
+        self.ceilings += entry.ceilings
+        self.threads |= entry.threads
+        if entry.sentinel is not None:
+            self.sentinels.append(entry.sentinel)
+
+    def fail(self, cell: Cell, status: Status, reason: str) -> None:
+        """A cell has no number, for this reason."""
+        self._add(Result(cell=cell, status=status, reason=reason))
+
+    def _add(self, new: Result) -> None:
+        """Join what one more process says of a cell with what others did. One that fails in any of them has no number."""
+        old = self.results.get(new.cell.key)
+        if old is None or old.status is not Status.OK:
+            self.results[new.cell.key] = new
+        elif new.status is not Status.OK:
+            reason = f"{new.reason}; {len(old.timings)} other processes had measured it"
+            self.results[new.cell.key] = replace(new, reason=reason)
+        else:
+            self.results[new.cell.key] = replace(
+                new, timings=[*old.timings, *new.timings], parity=_worse(old.parity, new.parity)
+            )
+
+    def times_measured(self, cell: Cell) -> int:
+        """In how many processes."""
+        result = self.results.get(cell.key)
+        return 0 if result is None else len(result.timings)
+
+    def failed(self, cell: Cell) -> bool:
+        """Whether it need not be tried again."""
+        result = self.results.get(cell.key)
+        return result is not None and result.status is not Status.OK
+
+    def all(self, unreached: str) -> list[Result]:
+        """A result for every cell, in the order of the plan."""
+        found = []
+        for cell in self.cells:
+            result = self.results.get(cell.key)
+            if result is None:
+                result = Result(cell=cell, status=Status.NOT_REACHED, reason=unreached)
+            memory = self.memory.get(cell.key)
+            found.append(result if memory is None else replace(result, memory=memory))
+        return found + self.missing
+
+
+def _worse(one: Parity | None, other: Parity | None) -> Parity | None:
+    found = [parity for parity in (one, other) if parity is not None]
+    return max(found, key=lambda parity: parity.share, default=None)
+
+
+def run(
+    options: Options,
+    progress: Progress,
+    command: str,
+    *,
+    earlier: Report | None = None,
+    keep: Callable[[Report], None] = lambda report: None,
+) -> Report:
+    """Measure everything that was asked for.
+
+    Parameters
+    ----------
+    options : Options
+    progress : callable
+        See `Progress`.
+    command : str
+        For the report.
+    earlier : Report, optional
+        A report of which only what is missing is measured; its cells are the plan, whatever `options` say of it.
+    keep : callable
+        Takes the report so far, after every process.
+
+    Returns
+    -------
+    Report
+        After Ctrl-C, what had been measured: `interrupted` is true, and cells that were not reached say so.
+    """
     started, load_before = time.monotonic(), environment.load()
-    cells, results = plan(options)
-    backends = list(dict.fromkeys(cell.backend for cell in cells))
+    collected = Collected(*plan(options)) if earlier is None else _taken_up(earlier)
+
+    def report(interrupted: bool) -> Report:
+        return Report(
+            schema_version=SCHEMA_VERSION,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            command=command,
+            seconds=round(time.monotonic() - started + (earlier.seconds if earlier else 0), 1),
+            environment=environment.describe(load_before, collected.threads or None),
+            results=collected.all("interrupted"),
+            quick=options.quick,
+            processes=options.replicates,
+            interrupted=interrupted,
+            ceilings=collected.ceilings,
+            sentinels=collected.sentinels,
+            seed=options.seed,
+            notes=collected.notes,
+        )
+
+    interrupted = False
     with tempfile.TemporaryDirectory(prefix="portable-ops-bench-") as folder:
-        for backend in backends:
-            own = [cell for cell in cells if cell.backend == backend]
-            results += _run_process(backend, own, Path(folder), options, progress)
-    return Report(
-        schema_version=SCHEMA_VERSION,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=command,
-        seconds=round(time.monotonic() - started, 1),
-        environment=environment.describe(load_before),
-        results=results,
+        try:
+            _replicates(options, collected, Path(folder), progress, lambda: keep(report(True)))
+        except KeyboardInterrupt:
+            interrupted = True
+    for backend in dict.fromkeys(cell.backend for cell in collected.cells):
+        few = [
+            cell for cell in collected.cells
+            if cell.backend == backend and 0 < collected.times_measured(cell) < processes_for(backend, options)
+        ]  # fmt: skip
+        if few and not interrupted:
+            collected.notes.append(f"{backend}: {len(few)} cells were measured in fewer processes than the others")
+    return report(interrupted)
+
+
+def _replicates(
+    options: Options, collected: Collected, folder: Path, progress: Progress, keep: Callable[[], None]
+) -> None:
+    """Every backend in a process of its own, and all of that again, in another order."""
+    generator = random.Random(options.seed)
+    backends = list(dict.fromkeys(cell.backend for cell in collected.cells))
+    left = dict.fromkeys(backends, options.timeout)
+    for backend in backends:
+        progress(backend, *_done(options, collected, backend))
+    for replicate in range(options.replicates):
+        generator.shuffle(backends)
+        for backend in list(backends):
+            own = [cell for cell in collected.cells if cell.backend == backend]
+            if replicate >= processes_for(backend, options):
+                continue
+            due = [c for c in own if collected.times_measured(c) <= replicate and not collected.failed(c)]
+            start = time.monotonic()
+            _measure(backend, shuffled(due, generator), options, collected, folder, progress, start + left[backend])
+            left[backend] -= time.monotonic() - start
+            keep()
+
+
+def _done(options: Options, collected: Collected, backend: str) -> tuple[int, int]:
+    """Cells measured, and to be measured, a cell that fails counting as all that are left of it."""
+    own = [cell for cell in collected.cells if cell.backend == backend]
+    processes = processes_for(backend, options)
+    done = sum(processes if collected.failed(cell) else collected.times_measured(cell) for cell in own)
+    return done, processes * len(own)
+
+
+def _measure(
+    backend: str,
+    cells: list[Cell],
+    options: Options,
+    collected: Collected,
+    folder: Path,
+    progress: Progress,
+    deadline: float,
+) -> None:
+    """Have the cells measured: in one process, and if that crashes or hangs, what is left of them in the next."""
+    begun: set[str] = set()
+
+    def heard(entry: Entry) -> None:
+        collected.hear(backend, entry)
+        if entry.begun is not None:
+            begun.add(entry.begun)
+        if entry.result is not None:
+            progress(backend, *_done(options, collected, backend))
+
+    remaining = cells
+    while True:
+        task = _task(backend, remaining, options, collected)
+        if not (task.cells or task.ceilings or task.memory):
+            return
+        before = {cell.key: collected.times_measured(cell) for cell in remaining}
+        begun.clear()
+        ending = run_task(
+            task, folder, heard,
+            precision=options.precision, step_timeout=options.cell_timeout, deadline=deadline,
+        )  # fmt: skip
+        collected.processes += 1
+        remaining = [c for c in remaining if collected.times_measured(c) == before[c.key] and not collected.failed(c)]
+        _blame(ending, remaining, begun, options, collected, is_over=time.monotonic() > deadline)
+        remaining = [cell for cell in remaining if not collected.failed(cell)]
+        progress(backend, *_done(options, collected, backend))
+        if ending.step == "" or time.monotonic() > deadline:
+            return
+
+
+def _blame(
+    ending: Ending, remaining: list[Cell], begun: set[str], options: Options, collected: Collected, *, is_over: bool
+) -> None:
+    """Reasons for what a process should have measured and did not. What it had not begun with is left to the next."""
+    if ending.step is not None and ending.step.startswith(("memory", "ceilings", "the sentinel")):
+        collected.notes.append(f"{ending.step}: {ending.reason}")
+    for cell in remaining:
+        if cell.key == ending.step and not is_over:
+            collected.fail(cell, ending.status, ending.reason)
+        elif is_over:
+            if not collected.times_measured(cell):
+                collected.fail(cell, Status.TIMEOUT, f"not reached within the {options.timeout:g} s of its backend")
+        elif cell.key in begun or ending.step == "":
+            collected.fail(cell, ending.status, ending.reason or "the process left no result")
+        elif ending.step is None:
+            collected.fail(cell, Status.ERROR, "the process ended without beginning with it")
+
+
+def _task(backend: str, cells: list[Cell], options: Options, collected: Collected) -> Task:
+    """What a process is to do. Ceilings and memory are tried once."""
+    known = {(ceiling.device, ceiling.dtype) for ceiling in collected.ceilings if ceiling.backend == backend}
+    own = [cell for cell in collected.cells if cell.backend == backend]
+    places = list(dict.fromkeys((cell.device, cell.dtype) for cell in own))
+    tried = collected.tried[backend]
+    largest = {cell.case: cell.input for cell in own}  # the plan names inputs in the order of their sizes
+    return Task(
+        backend=backend,
+        process=collected.processes,
+        parent=os.getpid(),
+        settings=Settings(seconds=options.seconds_per_cell, longest_call=options.longest_call, threads=options.threads),
+        cells=cells,
+        ceilings=[p for p in places if options.ceilings and p not in known and journal.ceilings_step(*p) not in tried],
+        fine=not options.quick,
+        memory=[
+            c
+            for c in own
+            if options.memory and _lacks_memory(c, largest, collected) and journal.memory_step(c) not in tried
+        ],
     )
 
 
-def _run_process(backend: str, cells: list[Cell], folder: Path, options: Options, progress: Progress) -> list[Result]:
-    """The results of one backend, measured in a process of its own; cells that it did not reach say so."""
-    plan_file, results_file, log = folder / "plan.json", folder / "results.jsonl", folder / "log.txt"
-    plan_file.write_bytes(msgspec.json.encode(cells))
-    results_file.write_bytes(b"")
-    arguments = [
-        "-m", "pytest", str(Path(__file__).with_name("measured.py")), "-q", "--import-mode=importlib",
-        f"--rootdir={folder}", "-c", os.devnull, "-p", "no:cacheprovider", "--benchmark-only", "--benchmark-quiet",
-        f"--benchmark-max-time={options.seconds_per_cell}", "--benchmark-min-rounds=3",
-        "--benchmark-calibration-precision=100", "--benchmark-storage=file://" + str(folder / "storage"),
-    ]  # fmt: skip
-    # A test run that we may be part of must not tell pytest in there what to do.
-    surroundings = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    surroundings["PORTABLE_OPS_BENCH_PLAN"] = str(plan_file)
-    progress(backend, 0, len(cells))
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, *arguments], stdout=output, stderr=subprocess.STDOUT, env=surroundings, cwd=folder
-        )
-        deadline = time.monotonic() + options.timeout
-        timed_out = False
-        while process.poll() is None:
-            time.sleep(0.2)
-            progress(backend, results_file.read_bytes().count(b"\n"), len(cells))
-            if time.monotonic() > deadline:
-                timed_out = True
-                process.kill()
-                process.wait()
-    lines = results_file.read_bytes().split(b"\n")
-    # A process that was killed may leave half a line behind.
-    done = [msgspec.json.decode(line, type=Result) for line in lines[:-1]]
-    progress(backend, len(done), len(cells))
-    reached = {result.cell.key for result in done}
-    if timed_out:
-        why = (Status.TIMEOUT, f"not reached within {options.timeout:g} s")
-    else:
-        tail = log.read_text(encoding="utf-8", errors="replace").strip().replace(str(folder), "")[-400:]
-        why = (Status.ERROR, f"the process ended with exit code {process.returncode}: {tail}")
-    return done + [Result(cell=cell, status=why[0], reason=why[1]) for cell in cells if cell.key not in reached]
+def _lacks_memory(cell: Cell, largest: dict[str, str], collected: Collected) -> bool:
+    """Whether a cell's peak memory is still to be measured: on the largest input, of each of our ways of calling."""
+    plain = (cell.clock, cell.cache, cell.start) == ("throughput", "warm", "resident")
+    result = collected.results.get(cell.key)
+    is_small = result is not None and result.bytes_moved < SMALLEST
+    own = cell.way in ("dispatched", "definition", "compiled") and cell.input == largest[cell.case]
+    return plain and own and cell.key not in collected.memory and not collected.failed(cell) and not is_small
+
+
+def _taken_up(earlier: Report) -> Collected:
+    """What a report has, to be completed."""
+    here = environment.describe()
+    for name in ("cpu", "usable_cpus", "python", "packages"):
+        if getattr(here, name) != getattr(earlier.environment, name):
+            raise ValueError(f"earlier: got a report with another {name}; expected one of this machine, as it is now")
+    found = Collected([result.cell for result in earlier.results], [])
+    for result in earlier.results:
+        if result.status not in PASSING:
+            found.results[result.cell.key] = result
+        if result.memory is not None:
+            found.memory[result.cell.key] = result.memory
+    found.ceilings, found.sentinels = list(earlier.ceilings), list(earlier.sentinels)
+    found.threads = dict(earlier.environment.threads)
+    found.notes = list(earlier.notes)
+    found.processes = 1 + max((sentinel.process for sentinel in earlier.sentinels), default=-1)
+    return found
+
+
+def rooflines(options: Options) -> tuple[list[Ceiling], list[str]]:
+    """The ceilings alone, of every backend in a process of its own, and sentences about those that there are none of."""
+    options = replace(options, memory=False, operations=("sigmoid",), real=False)
+    collected = Collected(*plan(options))
+    with tempfile.TemporaryDirectory(prefix="portable-ops-bench-") as folder:
+        for backend in collected.tried:
+            deadline = time.monotonic() + options.timeout
+            _measure(backend, [], options, collected, Path(folder), lambda backend, done, total: None, deadline)
+    return collected.ceilings, collected.notes
+
+
+def resumed(options: Options, earlier: Report) -> Options:
+    """The options by which a report is completed: its own number of processes and its own seed."""
+    return replace(options, replicates=earlier.processes, quick=earlier.quick, seed=earlier.seed)

@@ -1,17 +1,22 @@
-"""What a report says: speed-ups, sentences and formatted numbers, for every renderer alike."""
+"""What a report says, in words: numbers with units, and a sentence for each operation."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Sequence
+from functools import lru_cache
 
-from portable_ops.backend import registered_backends
-from portable_ops_bench.inputs import OVERHEAD, TILED_NAME, drawn_input
-from portable_ops_bench.model import Report, Result, Status
-from portable_ops_bench.run import BASELINE
+import numpy as np
+
+from portable_ops_bench.analysis import Analysis
+from portable_ops_bench.crossover import LEVEL, Crossover, Stretch
+from portable_ops_bench.lineup import Line, Setting
+from portable_ops_bench.plan import BASELINE
 
 
 def seconds(value: float) -> str:
     """Seconds with three digits and a unit."""
+    value = float(f"{value:.3g}")  # 999.6 µs are 1 ms
     for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns")):
         if value >= scale:
             return f"{value / scale:.3g} {unit}"
@@ -23,93 +28,140 @@ def times(ratio: float) -> str:
     return f"{ratio:.2g}×" if ratio < 9.95 else f"{ratio:.0f}×"
 
 
-def measured(report: Report, way: str = "dispatched") -> list[Result]:
-    """The results with numbers, called in one way."""
-    return [result for result in report.results if result.timing is not None and result.cell.way == way]
+def count(number: float) -> str:
+    """A number of elements, with three digits."""
+    number = float(f"{number:.3g}")
+    for scale, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if number >= scale:
+            return f"{number / scale:.3g}{unit}"
+    return f"{number:.3g}"
 
 
-class Baseline:
-    """Times of the standard definition on NumPy arrays, which speed-ups are against."""
-
-    def __init__(self, report: Report) -> None:
-        self._medians = {
-            (r.cell.case, r.cell.input, r.cell.dtype): r.timing.median
-            for r in measured(report, "definition")
-            if r.timing is not None and r.cell.backend == BASELINE
-        }
-
-    def speedup(self, result: Result) -> float | None:
-        """How many times as fast as the baseline; None where either has no number."""
-        median = self._medians.get((result.cell.case, result.cell.input, result.cell.dtype))
-        return median / result.timing.median if median and result.timing else None
+def size_in_bytes(number: float) -> str:
+    """Bytes with three digits and a unit."""
+    for scale, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if number >= scale:
+            return f"{number / scale:.3g} {unit}"
+    return f"{number:.0f} B"
 
 
-def main_input(report: Report) -> str | None:
-    """The input that headlines are about: a tiled photograph, else the largest."""
-    names = list(dict.fromkeys(result.cell.input for result in measured(report)))
-    tiled = [name for name in names if name.endswith(TILED_NAME)]
-    return tiled[0] if tiled else names[-1] if names else None
+def about(crossing: Crossover) -> str:
+    """A size with its interval."""
+    if crossing.low is None and crossing.high is None:
+        bounds = "anywhere in the sizes measured"
+    elif crossing.low is None:
+        bounds = f"at most {count(crossing.high or 0)}"
+    elif crossing.high is None:
+        bounds = f"at least {count(crossing.low)}"
+    else:
+        bounds = f"{count(crossing.low)} to {count(crossing.high)}"
+    return f"about {count(crossing.size)} elements (95 %: {bounds})"
 
 
-def fastest(results: Iterable[Result]) -> list[Result]:
-    """Results by median time."""
-    return sorted(results, key=lambda result: result.timing.median if result.timing else float("inf"))
+@lru_cache(maxsize=256)
+def labels_of(case_name: str, is_drawn: bool) -> str | None:
+    """The dtype of the labels that a call is given where it is given no floats; None where it is, or is not known here."""
+    from portable_ops_bench.images import PHOTOGRAPHS, task_of
+    from portable_ops_bench.registry import case_by_name
+
+    try:
+        case = case_by_name(case_name)
+        first = case.make(np.random.default_rng(0), case.shape).args[0]
+        if first.dtype.kind != "f" and not is_drawn and case.real is not None:
+            first = case.real(task_of(PHOTOGRAPHS[0])).args[0]
+    except Exception:  # a case of another registry: the report still has its numbers
+        return None
+    return None if first.dtype.kind == "f" else str(first.dtype)
 
 
-def verdicts(report: Report) -> list[str]:
-    """A sentence for each operation on the main input, and one about what has no number."""
-    baseline, name = Baseline(report), main_input(report)
-    sentences = []
-    operations = list(dict.fromkeys(result.cell.operation for result in report.results))
-    for operation in operations:
-        found = fastest(
-            result
-            for result in measured(report)
-            if result.cell.operation == operation and result.cell.input == name and not is_reference(result)
+def subject(setting: Setting, line: Line) -> str:
+    """The operation and what it is given."""
+    inputs = {result.cell.input for results in line.points.values() for result in results}
+    drawn = {name.endswith(" elements") for name in inputs}
+    labels = sorted(set(filter(None, (labels_of(setting.case, is_drawn) for is_drawn in drawn))))
+    given = f"{' and '.join(labels)} labels" if labels else setting.dtype
+    name = setting.case if setting.case.startswith(f"{setting.operation} ") else setting.operation
+    return f"{name} on {given}"
+
+
+def conditions(setting: Setting) -> str:
+    """What is not as usual about a setting."""
+    told = []
+    if setting.start == "host":
+        told.append("data starting on the host")
+    if setting.clock != "throughput":
+        told.append("each call waited for")
+    if setting.cache != "warm":
+        told.append("nothing in the cache")
+    return ", ".join(told)
+
+
+def server(stretch: Stretch) -> str:
+    """A contestant with the kernels that serve, as size grows."""
+    kernels = [kernel for kernel in stretch.kernels if kernel]
+    backend = stretch.label.partition(":")[0]
+    return stretch.label if not kernels or kernels == [backend] else f"{stretch.label} ({', then '.join(kernels)})"
+
+
+def sentence(analysis: Analysis, setting: Setting) -> str:
+    """What to use in a setting, up to which size, how fast it is at the largest, and what comes next."""
+    stretches, choices = analysis.advice[setting], analysis.choices(setting)
+    best = next(line for line in choices if line.label == stretches[-1].label)
+    largest, where = stretches[-1].last, conditions(setting)
+    opening = subject(setting, best) + (f", {where}" if where else "")
+    return f"{opening}: {use(stretches)}. {at_largest(analysis, setting, best, largest)}."
+
+
+def use(stretches: Sequence[Stretch]) -> str:
+    """What to use, size by size."""
+    if len(stretches) == 1:
+        (only,) = stretches
+        where = f"at {count(only.last)} elements" if only.first == only.last else "at every size"
+        return f"use {server(only)} {where}"
+    parts = []
+    for stretch, following in itertools.pairwise(stretches):
+        crossing = following.begins
+        limit = about(crossing) if crossing else f"{count(stretch.last)} elements"
+        parts.append(f"{server(stretch)} up to {limit}")
+    return f"use {', '.join(parts)}, {server(stretches[-1])} beyond"
+
+
+def at_largest(analysis: Analysis, setting: Setting, best: Line, largest: int) -> str:
+    """How long the advised call takes at the largest size, and how the others do there."""
+    contestants = analysis.lines[setting]
+    median = best.median(largest)
+    told = f"{count(largest)} elements take {seconds(median)}"
+    base = contestants.get(f"{BASELINE}: definition")
+    if base is not None and largest in base.points:
+        told += f", {times(base.median(largest) / median)} as fast as the definition on NumPy"
+    present = sorted((line for line in contestants.values() if largest in line.points), key=lambda x: x.median(largest))
+    others = [line for line in present if line.is_choice and line is not best]
+    if others:
+        ratio = others[0].median(largest) / median
+        level = abs(ratio - 1) <= LEVEL
+        told += f"; {others[0].label} is level" if level else f"; next {others[0].label}, {times(ratio)} the time"
+    outside = [line for line in present if line.way == "native" or line.way.startswith("peer ")]
+    if outside and outside[0].median(largest) < median / (1 + LEVEL):
+        told += (
+            f". Faster without portable_ops: {outside[0].label}, {times(outside[0].median(largest) / median)} the time"
         )
-        if not found or found[0].timing is None:
-            continue
-        best = found[0]
-        speedup = baseline.speedup(best)
-        gain = "" if speedup is None else f", {times(speedup)} the standard definition on NumPy"
-        sentence = f"{operation}: {place(best)} ({best.kernel}), {seconds(found[0].timing.median)}{gain}"
-        if len(found) > 1 and found[1].timing is not None:
-            behind = found[1].timing.median / found[0].timing.median
-            sentence += f"; next {place(found[1])}, {times(behind)} the time"
-        sentences.append(sentence + ".")
-    return sentences
+    return told
 
 
-def is_reference(result: Result) -> bool:
-    """Whether the cell's backend is there to check conformance, not to be used for speed."""
-    backend = registered_backends().get(result.cell.backend)
-    return backend is not None and backend.is_reference
+def verdicts(analysis: Analysis) -> list[str]:
+    """A sentence for each operation, dtype and start, in the usual conditions where they were measured."""
+    return [sentence(analysis, setting) for setting in headline_settings(analysis)]
 
 
-def place(result: Result) -> str:
-    """Backend and, where it is not the CPU, device."""
-    device = result.cell.device
-    return result.cell.backend if device in ("cpu", "CPU_DEVICE", "-") else f"{result.cell.backend} on {device}"
+def headline_settings(analysis: Analysis) -> list[Setting]:
+    """The settings that the verdict is about: throughput where it was measured, else latency; warm, else cold."""
+    usual: dict[tuple[str, str, str], Setting] = {}
 
+    def rank(setting: Setting) -> tuple[bool, bool]:
+        return setting.clock != "throughput", setting.cache != "warm"
 
-def gaps(report: Report) -> list[tuple[str, str, str, int]]:
-    """What has no number, why, and how many cells: (backend, status, reason, count)."""
-    counts: dict[tuple[str, str, str], int] = {}
-    for result in report.results:
-        if result.status is not Status.OK:
-            key = (result.cell.backend, result.status.value, result.reason)
-            counts[key] = counts.get(key, 0) + 1
-    return [(*key, count) for key, count in counts.items()]
-
-
-def overheads(report: Report) -> list[tuple[str, str, float, float]]:
-    """On a few elements: (operation, backend, seconds of the call, seconds of the native call)."""
-    small = drawn_input(OVERHEAD)
-    native = {
-        (r.cell.operation, r.cell.backend): r.timing.median for r in measured(report, "native") if r.timing is not None
-    }
-    return [
-        (r.cell.operation, r.cell.backend, r.timing.median, native[r.cell.operation, r.cell.backend])
-        for r in measured(report)
-        if r.timing is not None and r.cell.input == small and (r.cell.operation, r.cell.backend) in native
-    ]
+    for setting in analysis.advice:
+        key = (setting.case, setting.dtype, setting.start)
+        if key not in usual or rank(setting) < rank(usual[key]):
+            usual[key] = setting
+    return list(usual.values())

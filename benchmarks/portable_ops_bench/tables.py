@@ -2,94 +2,172 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from portable_ops_bench.model import Report, Result
-from portable_ops_bench.summary import Baseline, gaps, main_input, measured, overheads, place, seconds, times, verdicts
+from portable_ops_bench import noise
+from portable_ops_bench.analysis import Analysis
+from portable_ops_bench.lineup import label, place
+from portable_ops_bench.model import Result
+from portable_ops_bench.summary import about, conditions, count, headline_settings, seconds, times, verdicts
 
 
-def _cell(result: Result | None, baseline: Baseline) -> str:
+def is_usual(result: Result) -> bool:
+    """Whether a cell belongs in the tables of operation by backend: resident, throughput, warm."""
+    cell = result.cell
+    return (cell.start, cell.clock, cell.cache) == ("resident", "throughput", "warm")
+
+
+def _cell(result: Result | None, analysis: Analysis) -> str:
     if result is None:
         return ""
     if result.timing is None or result.parity is None:
         return result.status.value
-    speedup = baseline.speedup(result)
+    speedup = analysis.speedup(result)
     gain = "" if speedup is None else f" {times(speedup)}"
-    return f"{seconds(result.timing.median)}{gain} ({result.parity.max_ulp:.1f} ulp)"
+    mark = " ?" if result.cell.key in analysis.doubts else ""
+    return f"{seconds(result.timing.median)}{gain} ({result.parity.max_ulp:.1f} ulp){mark}"
 
 
-def grid(report: Report, input_name: str) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of operation × backend on one input: median time, speed-up, largest error."""
-    baseline = Baseline(report)
-    shown = [r for r in report.results if r.cell.way == "dispatched" and r.cell.input == input_name]
-    columns = list(dict.fromkeys(place(result) for result in shown))
+def grid(analysis: Analysis, input_name: str) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of operation × backend on one input: median time, speed-up, largest error, ``?`` if in doubt."""
+    shown = [
+        r for r in analysis.report.results if r.cell.way == "dispatched" and r.cell.input == input_name and is_usual(r)
+    ]
+    columns = list(dict.fromkeys(place(result.cell) for result in shown))
     operations = list(dict.fromkeys((result.cell.operation, result.cell.dtype) for result in shown))
     one_dtype = len({dtype for _, dtype in operations}) == 1
     rows = []
     for operation, dtype in operations:
-        by_place = {place(r): r for r in shown if (r.cell.operation, r.cell.dtype) == (operation, dtype)}
+        by_place = {place(r.cell): r for r in shown if (r.cell.operation, r.cell.dtype) == (operation, dtype)}
         name = operation if one_dtype else f"{operation} {dtype}"
-        rows.append([name, *(_cell(by_place.get(column), baseline) for column in columns)])
+        rows.append([name, *(_cell(by_place.get(column), analysis) for column in columns)])
     return columns, rows
 
 
-def print_report(report: Report, console: Console) -> None:
-    """The main input's table, what a call costs, and what has no number."""
-    name = main_input(report)
+def crossover_rows(analysis: Analysis) -> list[tuple[str, str, str, str]]:
+    """(operation, conditions, who overtakes whom, from which size), in the settings that the verdict is about."""
+    return [
+        (setting.operation, conditions(setting) or "data where it is used", f"{found.after} overtakes {found.before}",
+         about(found))
+        for setting in headline_settings(analysis)
+        for found in analysis.crossovers[setting]
+    ]  # fmt: skip
+
+
+def fit_rows(analysis: Analysis) -> list[tuple[str, ...]]:
+    """(operation, contestant, cost of a call, rate, half of it from, exponent, misfit), as the verdict's settings have them."""
+    found: list[tuple[str, ...]] = []
+    for setting in headline_settings(analysis):
+        if setting.start == "host":
+            continue
+        for name in analysis.lines[setting]:
+            fitted = analysis.fits.get((setting, name))
+            if fitted is not None:
+                exponent = "" if fitted.exponent is None else f"{fitted.exponent:.2f}"
+                line = (
+                    (seconds(fitted.t0), f"{count(fitted.rate)}/s", count(fitted.n_half))
+                    if fitted.is_linear
+                    else ("", "", "")
+                )
+                found.append((setting.operation, name, *line, exponent, f"{fitted.misfit:.0%}"))
+    return found
+
+
+FIT_COLUMNS = ("operation", "where", "t0", "elements", "half rate at", "exponent", "misfit")
+
+
+def print_report(analysis: Analysis, console: Console) -> None:
+    """The verdict, the main input's table, what a call costs, what speaks against the numbers, and what has none."""
+    report, name = analysis.report, analysis.main_input
+    for sentence in verdicts(analysis):
+        console.print(f"- {sentence}", markup=False, highlight=False)
     if name is not None:
-        columns, rows = grid(report, name)
-        table = Table(
-            title=f"{name}: median time, speed-up over the standard definition on NumPy, largest error",
-            title_justify="left",
-        )
-        table.add_column("operation", overflow="fold")
-        for column in columns:
-            table.add_column(column, justify="right")
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
-        console.print(f"dtype: {', '.join(sorted({result.cell.dtype for result in measured(report)}))}")
-    costs = overheads(report)
-    if costs:
-        table = Table(title="what a call costs on 4 elements", title_justify="left")
-        for column in ("operation", "backend", "call", "native call", "difference"):
-            table.add_column(column, justify="left" if column in ("operation", "backend") else "right")
-        for operation, backend, call, native in costs:
-            sign = "+" if call >= native else "-"
-            table.add_row(operation, backend, seconds(call), seconds(native), f"{sign}{seconds(abs(call - native))}")
-        console.print(table)
-    for backend, status, reason, count in gaps(report):
-        console.print(f"{backend}: {count} cells without a number, {status}: {reason}", style="yellow", markup=False)
-    checked = measured(report)
+        columns, rows = grid(analysis, name)
+        title = f"{name}: median time, speed-up over the standard definition on NumPy, largest error; ? is in doubt"
+        console.print(_table(title, ["operation", *columns], rows))
+        dtypes = sorted({result.cell.dtype for result in analysis.measured()})
+        console.print(f"dtype: {', '.join(dtypes)}", markup=False)
+    if analysis.overheads:
+        costs = [
+            (operation, backend, seconds(call), seconds(native), _difference(call - native))
+            for operation, backend, call, native in analysis.overheads
+        ]  # fmt: skip
+        titles = ("operation", "backend", "call", "native call", "difference")
+        console.print(_table("what a call costs on 4 elements", titles, costs, left=2))
+    for sentence in [*noise.ledger(report), *report.notes]:
+        console.print(sentence, style="dim", markup=False, highlight=False)
+    if analysis.doubts:
+        console.print(f"{len(analysis.doubts)} cells are in doubt; the page and --json say why", style="yellow")
+    for backend, status, reason, number in analysis.gaps:
+        console.print(f"{backend}: {number} cells without a number, {status}: {reason}", style="yellow", markup=False)
+    checked = analysis.measured(None)
     if checked and not report.failed():
         console.print(f"{len(checked)} cells agree with the float64 oracle, in {report.seconds:.0f} s", style="green")
     for result in report.failed():
         console.print(f"{result.cell.key}: {result.status}: {result.reason}", style="red", markup=False)
 
 
-def markdown(report: Report, picture: str | None = None) -> str:
+def _difference(value: float) -> str:
+    return f"{'+' if value >= 0 else '-'}{seconds(abs(value))}"
+
+
+def _table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], *, left: int = 1) -> Table:
+    table = Table(title=escape(title), title_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(escape(column), justify="left" if number < left else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    return table
+
+
+def _markdown_table(columns: Iterable[str], rows: Iterable[Iterable[str]], *, left: int = 1) -> list[str]:
+    names = [_plain(column) for column in columns]
+    head = ["| " + " | ".join(names) + " |", "|" + "---|" * left + "---:|" * (len(names) - left)]
+    return [*head, *("| " + " | ".join(map(_plain, row)) + " |" for row in rows), ""]
+
+
+def _plain(text: str) -> str:
+    """Text that stays text in Markdown: neither a cell's end nor an HTML element."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", r"\|").replace("\n", " ")
+
+
+def markdown(analysis: Analysis, picture: str | None = None) -> str:
     """The report as Markdown, with a picture if one is named."""
-    lines = ["# Performance report", ""]
-    environment = report.environment
+    report, environment = analysis.report, analysis.report.environment
     machine = f"{environment.cpu}, {environment.usable_cpus} of {environment.logical_cpus} CPUs"
-    lines += [f"{machine}, Python {environment.python}, {report.created}. `{report.command}`", ""]
-    lines += [f"- {sentence}" for sentence in verdicts(report)] + [""]
+    command = report.command.replace("`", "'")
+    lines = ["# Performance report", ""]
+    lines += [f"{_plain(machine)}, Python {environment.python}, {_plain(report.created)}. `{command}`", ""]
+    lines += [f"- {_plain(sentence)}" for sentence in verdicts(analysis)] + [""]
     if picture is not None:
         lines += [f"![Speed-up over the standard definition on NumPy]({picture})", ""]
-    for name in dict.fromkeys(result.cell.input for result in measured(report)):
-        columns, rows = grid(report, name)
-        lines += [
-            f"## {name}",
-            "",
-            "| operation | " + " | ".join(columns) + " |",
-            "|---" + "|---:" * len(columns) + "|",
-        ]
-        lines += ["| " + " | ".join(row) + " |" for row in rows] + [""]
-    missing = gaps(report)
-    if missing:
+    for name in dict.fromkeys(result.cell.input for result in analysis.measured() if is_usual(result)):
+        columns, rows = grid(analysis, name)
+        lines += [f"## {_plain(name)}", "", *_markdown_table(["operation", *columns], rows)]
+    crossings = crossover_rows(analysis)
+    if crossings:
+        lines += ["## Where one overtakes another", ""]
+        lines += _markdown_table(("operation", "conditions", "who", "from"), crossings, left=4)
+    fits = fit_rows(analysis)
+    if fits:
+        lines += ["## How time grows: t(n) = t0 + n / rate", "", *_markdown_table(FIT_COLUMNS, fits, left=2)]
+    lines += ["## Noise", "", *(f"- {_plain(sentence)}" for sentence in [*noise.ledger(report), *report.notes])]
+    lines += [
+        f"- {_plain(_named(analysis, key))}: {_plain('; '.join(why))}" for key, why in analysis.doubts.items()
+    ] + [""]
+    if analysis.gaps:
         lines += ["## Without a number", ""]
-        lines += [f"- {backend}: {count} cells, {status}: {reason}" for backend, status, reason, count in missing] + [
-            ""
-        ]
+        lines += [
+            f"- {_plain(who)}: {n} cells, {status}: {_plain(reason)}" for who, status, reason, n in analysis.gaps
+        ] + [""]
     return "\n".join(lines)
+
+
+def _named(analysis: Analysis, key: str) -> str:
+    result = next(result for result in analysis.report.results if result.cell.key == key)
+    cell = result.cell
+    return f"in doubt: {cell.operation}, {cell.input}, {label(cell)}, {cell.clock}, {cell.cache}, {cell.start}"

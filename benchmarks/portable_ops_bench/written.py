@@ -1,0 +1,28 @@
+"""A report as files and in the terminal: what ``bench`` and ``report`` write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from portable_ops.files import write_atomically
+from portable_ops_bench.analysis import Analysis
+from portable_ops_bench.tables import markdown, print_report
+
+
+def write(analysis: Analysis, console: Console, *, html: Path | None = None, markdown_file: Path | None = None) -> None:
+    """Print the report, and write the files asked for."""
+    print_report(analysis, console)
+    if html is not None:
+        from portable_ops_bench.page import page
+
+        write_atomically(html, page(analysis))
+        console.print(f"wrote {html}")
+    if markdown_file is not None:
+        from portable_ops_bench.charts import svg
+
+        picture = markdown_file.with_suffix(".svg")
+        write_atomically(picture, svg(analysis))
+        write_atomically(markdown_file, markdown(analysis, picture.name))
+        console.print(f"wrote {markdown_file} and {picture}")
