@@ -91,8 +91,9 @@ def toolkits(session: nox.Session) -> None:
     install(session, "all", "scikit-learn", *TOOLS)
     session.install("--no-deps", "-r", "requirements-toolkits.txt")
     session.run(
-        "pytest", "tests/test_conventions.py", "tests/test_results.py", "tests/test_losses.py", *session.posargs
-    )
+        "pytest", "tests/test_conventions.py", "tests/test_results.py", "tests/test_losses.py",
+        "tests/test_bench_peers.py", *session.posargs,
+    )  # fmt: skip
 
 
 @nox.session

@@ -18,7 +18,6 @@ from portable_ops_bench.journal import Entry, Reader, Task
 from portable_ops_bench.model import Status
 from portable_ops_bench.ways import set_threads
 
-
 STARTUP = 120.0
 """Seconds at least in which a process may import its libraries."""
 
