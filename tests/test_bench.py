@@ -279,7 +279,7 @@ def test_inputs_that_are_none() -> None:
     with pytest.raises(ValueError, match="expected 'N elements' or a photograph"):
         inputs.call_of("sigmoid", "mandrill 512x512")
     with pytest.raises(ValueError, match="expected a case with a real call"):
-        inputs.call_of("softmax where", f"{PHOTOGRAPHS[0]} tiled to 1024x2048")
+        inputs.call_of("softmax where", f"{PHOTOGRAPHS[0]} tiled to 512x1024")
 
 
 @pytest.mark.parametrize("photograph", PHOTOGRAPHS)
