@@ -54,11 +54,13 @@ def bench(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the order in which cells are measured.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="That every library is to use. All CPUs.")] = None,
-    clock: Annotated[str, typer.Option(help="Seconds per call of many, or of one.")] = ",".join(CLOCKS),
-    cache: Annotated[str, typer.Option(help="The same inputs again, or others that no cache holds.")] = ",".join(
-        CACHES
-    ),
-    start: Annotated[str, typer.Option(help="Inputs on the device, or on the host.")] = ",".join(STARTS),
+    clock: Annotated[
+        str, typer.Option(help="throughput,latency: seconds per call of many, or of one. Both; the first if quick.")
+    ] = "",
+    cache: Annotated[
+        str, typer.Option(help="warm,cold: the same inputs again, or others. Both; the first if quick.")
+    ] = "",
+    start: Annotated[str, typer.Option(help="resident,host: where inputs lie. Both; the first if quick.")] = "",
     compiled: Annotated[
         str, typer.Option(help="Backends whose own compiler is measured, too. Those that compile anyway.")
     ] = "",
@@ -94,10 +96,10 @@ def bench(
         dtypes=_listed(dtypes, DTYPES, "--dtypes"),
         sizes=_sizes(sizes) or (QUICK_SIZES if quick else ()),
         real=not drawn,
-        clocks=_listed(clock, CLOCKS, "--clock"),
-        caches=_listed(cache, CACHES, "--cache"),
-        starts=_listed(start, STARTS, "--start"),
-        compiled=_listed(compiled, registered, "--compiled") or None,
+        clocks=_listed(clock, CLOCKS, "--clock") or CLOCKS[: 1 if quick else None],
+        caches=_listed(cache, CACHES, "--cache") or CACHES[: 1 if quick else None],
+        starts=_listed(start, STARTS, "--start") or STARTS[: 1 if quick else None],
+        compiled=_listed(compiled, registered, "--compiled") or (() if quick else None),
         peers=peers,
         memory=not quick if memory is None else memory,
         ceilings=ceilings,
