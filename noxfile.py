@@ -142,6 +142,10 @@ def browser(session: nox.Session) -> None:
 
 @nox.session
 def report(session: nox.Session) -> None:
-    """The main job: real photographs, every operation, every backend; writes report.json and report.html."""
+    """The main job: real photographs, every operation, every backend; writes report.json and report.html.
+
+    One process for each backend, to be done in minutes; ``nox -s report -- --replicates 3`` shows how processes differ.
+    """
     install(session, "all")
-    session.run("portable-ops", "bench", "--real", "--json", "report.json", "--html", "report.html", *session.posargs)
+    files = ("--json", "report.json", "--html", "report.html")
+    session.run("portable-ops", "bench", "--real", "--replicates", "1", *files, *session.posargs)

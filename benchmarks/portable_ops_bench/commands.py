@@ -64,7 +64,7 @@ def bench(
     compiled: Annotated[
         str, typer.Option(help="Backends whose own compiler is measured, too. Those that compile anyway.")
     ] = "",
-    peers: Annotated[bool, typer.Option(help="Measure what other libraries have for the job.")] = True,
+    peers: Annotated[bool | None, typer.Option(help="Measure what other libraries have. Yes, unless quick.")] = None,
     memory: Annotated[bool | None, typer.Option(help="Measure peak memory. Yes, unless quick.")] = None,
     ceilings: Annotated[bool, typer.Option(help="Measure what the machine can do at most.")] = True,
     seconds: Annotated[float | None, typer.Option(min=0, help="To spend on rounds of one cell in one process.")] = None,
@@ -100,7 +100,7 @@ def bench(
         caches=_listed(cache, CACHES, "--cache") or CACHES[: 1 if quick else None],
         starts=_listed(start, STARTS, "--start") or STARTS[: 1 if quick else None],
         compiled=_listed(compiled, registered, "--compiled") or (() if quick else None),
-        peers=peers,
+        peers=not quick if peers is None else peers,
         memory=not quick if memory is None else memory,
         ceilings=ceilings,
         quick=quick,
