@@ -110,8 +110,9 @@ def toolkits(session: nox.Session) -> None:
     install(session, "all", "scikit-learn", *TOOLS)
     session.install("--no-deps", "-r", "requirements-toolkits.txt")
     session.run(
-        "pytest", "tests/test_conventions.py", "tests/test_results.py", "tests/test_losses.py", *session.posargs
-    )
+        "pytest", "tests/test_conventions.py", "tests/test_results.py", "tests/test_losses.py",
+        "tests/test_bench_peers.py", *session.posargs,
+    )  # fmt: skip
 
 
 @session
@@ -160,6 +161,10 @@ def browser(session: nox.Session) -> None:
 
 @session
 def report(session: nox.Session) -> None:
-    """The main job: real photographs, every operation, every backend; writes report.json and report.html."""
+    """The main job: real photographs, every operation, every backend; writes report.json and report.html.
+
+    One process for each backend, to be done in minutes; ``nox -s report -- --replicates 3`` shows how processes differ.
+    """
     install(session, "all")
-    session.run("portable-ops", "bench", "--real", "--json", "report.json", "--html", "report.html", *session.posargs)
+    files = ("--json", "report.json", "--html", "report.html")
+    session.run("portable-ops", "bench", "--real", "--replicates", "1", *files, *session.posargs)

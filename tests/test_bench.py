@@ -13,12 +13,14 @@ import pytest
 
 pytest.importorskip("skimage", reason="the extra bench is not installed")
 
-from portable_ops_bench import inputs, run
+from portable_ops_bench import inputs, memory, process, run
 from portable_ops_bench.case import EXACT, LOSS, ULP, Call, _rounded
-from portable_ops_bench.cases import CASES, OPERATION_NAMES, case_by_name, primary_case
+from portable_ops_bench.cases import CASES, OPERATION_NAMES, primary_case
+from portable_ops_bench.floor import floor_of
 from portable_ops_bench.guards import GuardError, check_parity, require_here, require_unchanged
 from portable_ops_bench.images import NUM_CLASSES, PHOTOGRAPHS, task_of
 from portable_ops_bench.model import SCHEMA_VERSION, Cell, Report, Result, Status
+from portable_ops_bench.registry import case_by_name
 
 from portable_ops import Backend, get_backend
 from portable_ops.files import write_atomically
@@ -35,9 +37,10 @@ def report() -> Report:
         operations=("sigmoid", "mean_iou", "MultiHeadAttention"),
         backends=("numpy", "cupy"),
         dtypes=("float32", "bfloat16"),
-        sizes=(70_000,),
+        sizes=(140_000,),
         real=False,
         seconds_per_cell=0.001,
+        replicates=2,
     )
     return run.run(options, quiet, "portable-ops bench")
 
@@ -48,7 +51,7 @@ def test_every_cell_has_a_number_or_a_reason(report: Report) -> None:
             operations=("sigmoid", "mean_iou", "MultiHeadAttention"),
             backends=("numpy", "cupy"),
             dtypes=("float32", "bfloat16"),
-            sizes=(70_000,),
+            sizes=(140_000,),
             real=False,
         )
     )
@@ -73,11 +76,66 @@ def test_numbers_are_what_they_say(report: Report) -> None:
         assert timing.first_call > 0
         assert 0 <= parity.share <= 1
         assert result.bytes_moved > 0
-        assert result.flops > 0
+        assert (result.flops > 0) == (result.cell.operation == "MultiHeadAttention")
+        assert (result.exps > 0) == (result.cell.operation != "mean_iou")
+        assert result.elements > 0
+        assert len(result.timings) == 2
+        assert all(one.empty_round > 0 for one in result.timings)
+        assert 0 <= parity.mean_ulp <= parity.max_ulp
+        assert (timing.rotated_bytes > 2**20) == (result.cell.cache == "cold")
     pytest.importorskip("numba", reason="numba is not installed")
-    large = [r for r in found if r.cell.operation == "mean_iou" and r.cell.input.startswith("70000")]
+    large = [r for r in found if r.cell.operation == "mean_iou" and r.cell.input.startswith("140000")]
     assert {r.kernel for r in large if r.cell.way == "dispatched"} == {"numba"}
     assert {r.kernel for r in large if r.cell.way == "definition"} == {"definition"}
+
+
+def test_peak_memory_is_what_lies_beside_the_inputs(report: Report) -> None:
+    if not memory.STATUS.exists():
+        pytest.skip("there is no high-water mark to read")
+    found = {
+        r.cell.way: r.memory for r in report.results
+        if r.cell.operation == "sigmoid" and r.cell.dtype == "float32" and r.memory is not None
+    }  # fmt: skip
+    assert found["dispatched"] is not None and found["definition"] is not None
+    size = 4 * 140_000
+    assert size * 0.9 < found["dispatched"].peak_bytes < size * 1.8
+    # The definition holds more than its result.
+    assert found["definition"].peak_bytes > 1.9 * size
+    assert "VmHWM" in found["dispatched"].counter
+
+
+def test_what_surrounds_the_cells_is_in_the_report(report: Report) -> None:
+    assert report.processes == 2
+    assert not report.quick
+    assert {sentinel.process for sentinel in report.sentinels} == {0, 1}
+    assert all(0 < s.before < 1 and 0 < s.after < 1 for s in report.sentinels)
+    assert {(c.backend, c.dtype) for c in report.ceilings} == {("numpy", "float32")}
+    assert report.environment.threads
+    assert set(report.environment.threads.values()) == {run.Options().threads}
+    fractions = [floor for r in report.results if (floor := floor_of(r, report)) is not None]
+    assert fractions
+    assert all(floor.fraction > 0 for floor in fractions)
+
+
+def test_only_what_is_missing_is_measured_again(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = [r.cell.key for r in report.results if r.cell.way == "definition" and r.timings]
+    cut = [Result(cell=r.cell, status=Status.ERROR, reason="lost") if r.cell.key in gone else r for r in report.results]
+    asked: list[str] = []
+
+    def run_task(task: Any, *args: Any, **options: Any) -> process.Ending:
+        asked.extend(cell.key for cell in task.cells)
+        return process.Ending("", Status.ERROR, "it is a test")
+
+    monkeypatch.setattr(run, "run_task", run_task)
+    earlier = msgspec.structs.replace(report, results=cut)
+    again = run.run(run.resumed(run.Options(), earlier), quiet, "x", earlier=earlier)
+    assert sorted(set(asked)) == sorted(gone)
+    kept = {r.cell.key: r for r in again.results}
+    assert all(kept[r.cell.key].timings == r.timings for r in report.results if r.cell.key not in gone)
+    assert {kept[key].reason for key in gone} == {"it is a test"}
+    elsewhere = msgspec.structs.replace(earlier, environment=msgspec.structs.replace(report.environment, cpu="other"))
+    with pytest.raises(ValueError, match="another cpu"):
+        run.run(run.resumed(run.Options(), elsewhere), quiet, "x", earlier=elsewhere)
 
 
 def test_reasons_are_typed(report: Report) -> None:
@@ -116,7 +174,7 @@ def test_a_report_names_no_host_and_no_folder(report: Report) -> None:
 
 
 def test_a_process_that_dies_leaves_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "__file__", "/nowhere/run.py")
+    monkeypatch.setattr(process, "__file__", "/nowhere/process.py")
     options = run.Options(operations=("sigmoid",), backends=("numpy",), real=False, seconds_per_cell=0.001)
     results = run.run(options, quiet, "x").results
     assert {result.status for result in results} == {Status.ERROR}
@@ -221,7 +279,7 @@ def test_inputs_that_are_none() -> None:
     with pytest.raises(ValueError, match="expected 'N elements' or a photograph"):
         inputs.call_of("sigmoid", "mandrill 512x512")
     with pytest.raises(ValueError, match="expected a case with a real call"):
-        inputs.call_of("softmax where", f"{PHOTOGRAPHS[0]} tiled to 1024x2048")
+        inputs.call_of("softmax where", f"{PHOTOGRAPHS[0]} tiled to 512x1024")
 
 
 @pytest.mark.parametrize("photograph", PHOTOGRAPHS)
@@ -236,7 +294,8 @@ def test_photographs_are_segmentation_tasks(photograph: str) -> None:
     assert 0.4 < (task.pred == task.target).mean() < 0.95
     tiled = task.tiled(100, 2000)
     assert tiled.logits.shape == (NUM_CLASSES, 100, 2000)
-    np.testing.assert_array_equal(tiled.target[:, : task.target.shape[1]], task.target[:100])
+    first = (task.target.shape[0] - 100) // 2  # the middle of what is larger
+    np.testing.assert_array_equal(tiled.target[:, : task.target.shape[1]], task.target[first : first + 100])
 
 
 def test_bfloat16_is_rounded_as_torch_does() -> None:

@@ -25,7 +25,7 @@ from portable_ops_bench.registry import primary_cases, use_files
 from portable_ops_bench.ways import usable_cpus
 from portable_ops_bench.written import write
 
-QUICK_SIZES = (10_000, 100_000)
+QUICK_SIZES = (100_000,)
 REPLICATES = 3
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
@@ -55,15 +55,17 @@ def bench(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the order in which cells are measured.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="That every library is to use. All CPUs.")] = None,
-    clock: Annotated[str, typer.Option(help="Seconds per call of many, or of one.")] = ",".join(CLOCKS),
-    cache: Annotated[str, typer.Option(help="The same inputs again, or others that no cache holds.")] = ",".join(
-        CACHES
-    ),
-    start: Annotated[str, typer.Option(help="Inputs on the device, or on the host.")] = ",".join(STARTS),
+    clock: Annotated[
+        str, typer.Option(help="throughput,latency: seconds per call of many, or of one. Both; the first if quick.")
+    ] = "",
+    cache: Annotated[
+        str, typer.Option(help="warm,cold: the same inputs again, or others. Both; the first if quick.")
+    ] = "",
+    start: Annotated[str, typer.Option(help="resident,host: where inputs lie. Both; the first if quick.")] = "",
     compiled: Annotated[
         str, typer.Option(help="Backends whose own compiler is measured, too. Those that compile anyway.")
     ] = "",
-    peers: Annotated[bool, typer.Option(help="Measure what other libraries have for the job.")] = True,
+    peers: Annotated[bool | None, typer.Option(help="Measure what other libraries have. Yes, unless quick.")] = None,
     memory: Annotated[bool | None, typer.Option(help="Measure peak memory. Yes, unless quick.")] = None,
     ceilings: Annotated[bool, typer.Option(help="Measure what the machine can do at most.")] = True,
     seconds: Annotated[float | None, typer.Option(min=0, help="To spend on rounds of one cell in one process.")] = None,
@@ -95,11 +97,11 @@ def bench(
         dtypes=listed(dtypes, DTYPES, "--dtypes"),
         sizes=_sizes(sizes) or (QUICK_SIZES if quick else ()),
         real=not drawn,
-        clocks=listed(clock, CLOCKS, "--clock"),
-        caches=listed(cache, CACHES, "--cache"),
-        starts=listed(start, STARTS, "--start"),
-        compiled=listed(compiled, registered, "--compiled") or None,
-        peers=peers,
+        clocks=listed(clock, CLOCKS, "--clock") or CLOCKS[: 1 if quick else None],
+        caches=listed(cache, CACHES, "--cache") or CACHES[: 1 if quick else None],
+        starts=listed(start, STARTS, "--start") or STARTS[: 1 if quick else None],
+        compiled=listed(compiled, registered, "--compiled") or (() if quick else None),
+        peers=not quick if peers is None else peers,
         memory=not quick if memory is None else memory,
         ceilings=ceilings,
         quick=quick,

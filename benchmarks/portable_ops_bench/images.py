@@ -12,7 +12,8 @@ Floats = np.ndarray[Any, Any]
 
 PHOTOGRAPHS = ("astronaut", "coffee", "immunohistochemistry", "retina")
 NUM_CLASSES = 4
-TILED = (1024, 2048)
+TILED = (512, 1024)
+"""The size to which Cityscapes is usually cropped for training."""
 
 
 @dataclass(frozen=True, eq=False)

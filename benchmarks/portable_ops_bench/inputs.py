@@ -19,8 +19,8 @@ OVERHEAD = 4
 CROPPED = {"retina": 32, "immunohistochemistry": 160}
 """The sides of the squares in the middle of photographs that are smaller inputs."""
 
-WHOLE = "coffee"
-REPEATED = "astronaut"
+WHOLE = "astronaut"
+REPEATED = "coffee"
 TILED_NAME = f"tiled to {TILED[0]}x{TILED[1]}"
 
 

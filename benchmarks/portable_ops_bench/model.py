@@ -141,6 +141,7 @@ class Result(Struct, frozen=True):
             first_call=statistics.median(timing.first_call for timing in self.timings),
             samples=samples,
             empty_round=statistics.median(timing.empty_round for timing in self.timings),
+            rotated_bytes=self.timings[0].rotated_bytes,
         )
 
 

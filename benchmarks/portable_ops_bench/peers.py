@@ -65,7 +65,8 @@ def _monai_focal_loss(logits: Any, target: Any, /, **others: Any) -> Any:
     if others:
         raise NotImplementedError(f"MONAI has no {', '.join(others)}")
     made = import_module("monai.losses").FocalLoss(to_onehot_y=True, use_softmax=True, reduction="sum")
-    return made(logits, target[:, None]) / target.numel()  # MONAI's mean is over classes, too
+    # MONAI's mean is over classes, too; its sum is over classes and images, of means over pixels.
+    return made(logits, target[:, None]) / logits.shape[0]
 
 
 def _softmax_formula(x: Any, /, *, axis: int = -1) -> Any:

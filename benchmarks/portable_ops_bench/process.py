@@ -18,6 +18,9 @@ from portable_ops_bench.journal import Entry, Reader, Task
 from portable_ops_bench.model import Status
 from portable_ops_bench.ways import set_threads
 
+STARTUP = 120.0
+"""Seconds at least in which a process may import its libraries."""
+
 
 @dataclass(frozen=True)
 class Ending:
@@ -73,8 +76,8 @@ def run_task(
                 now = time.monotonic()
                 if running and now > deadline:
                     ended_by = (Status.TIMEOUT, "the time for the backend was over")
-                elif running and now - since > step_timeout:
-                    ended_by = (Status.TIMEOUT, f"ended after {step_timeout:g} s")
+                elif running and now - since > (step_timeout if step else max(step_timeout, STARTUP)):
+                    ended_by = (Status.TIMEOUT, f"ended after {now - since:.0f} s")
                 if ended_by is not None and running:
                     _end(process)
         finally:

@@ -75,6 +75,9 @@ def prepare(cell: Cell, case: Case, host: Call, backend: Backend) -> Prepared:
     return Prepared(lambda: next(turn)(), kernel, tolerance, call, rotated_bytes=copies * size)
 
 
+COMPILED: dict[tuple[str, ...], Callable[..., Any]] = {}
+
+
 def _called(cell: Cell, case: Case, call: Call, backend: Backend) -> tuple[Callable[..., Any], str, Tolerance]:
     """The function of the cell's way, the name of what serves, and how exact it is to be."""
     way, _, name = cell.way.partition(" ")
@@ -89,7 +92,10 @@ def _called(cell: Cell, case: Case, call: Call, backend: Backend) -> tuple[Calla
             return operation.definition, "definition", case.tolerance
         return partial(operation.definition, namespace_of(backend)), "definition", case.tolerance
     if way == "compiled":
-        return _compiled(case, call, backend), "compiled", case.tolerance
+        key = (cell.case, cell.input, cell.dtype, cell.device)
+        if key not in COMPILED:  # on the other clock and in the memory pass it is the same function
+            COMPILED[key] = _compiled(case, call, backend)
+        return COMPILED[key], "compiled", case.tolerance
     return case.called, "definition" if way == "definition" else kernel_of(case, call), case.tolerance
 
 
