@@ -23,7 +23,7 @@ import numpy as np
 import portable_ops as po
 from portable_ops_bench.peers import ATTENTION
 
-attention = po.scaled_dot_product_attention if sys.argv[1] == "ours" else ATTENTION["formula"]
+attention = po.scaled_dot_product_attention if sys.argv[1] == "ours" else ATTENTION["formula"].function
 
 def status(field):
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -137,7 +137,7 @@ def _cross_entropy(library: str, dtype: str = "float32") -> Runs:
     floor = reading(logits.astype({"bfloat16": np.float16}.get(dtype, dtype)), target)
     if library == "numpy":
         logits = logits.astype(dtype)
-        others = (partial(peers.CROSS_ENTROPY["formula"], logits, target),)
+        others = (partial(peers.CROSS_ENTROPY["formula"].function, logits, target),)
         return Runs(partial(po.cross_entropy, logits, target), others, floor, "one read")
     x, t = tensor(logits, dtype), tensor(target)
     of_floats: Callable[..., Any] = import_module("torch.nn.functional").cross_entropy
@@ -175,7 +175,7 @@ def _dice(library: str, dtype: str = "float32") -> Runs:
         convert = partial(tensor, dtype=dtype)
     p, t = convert(pred), convert(target)
     ours = partial(po.dice_coefficient, p, t, axis=PER_CLASS)
-    formula = peers.DICE["formula"]
+    formula = peers.DICE["formula"].function
 
     def theirs() -> Any:
         if "16" not in dtype:
@@ -189,8 +189,11 @@ def _dice(library: str, dtype: str = "float32") -> Runs:
 
 def _attention(peer: str) -> Runs:
     q, k, v = drawn((3, *TOKENS))
-    arrays = tuple(map(tensor, (q, k, v))) if peer == "torch" else (q, k, v)
-    return Runs(partial(po.scaled_dot_product_attention, q, k, v), (partial(peers.ATTENTION[peer], *arrays),))
+    arrays = (q, k, v) if peer == "formula" else tuple(map(tensor, (q, k, v)))
+    return Runs(
+        partial(po.scaled_dot_product_attention, q, k, v),
+        (partial(peers.ATTENTION[peer].function, *arrays),),
+    )
 
 
 def _large(name: str, make: Callable[[], Runs], *against: Against, needs: str = "", seconds: float = 3.0) -> Work:
@@ -239,7 +242,9 @@ def large_works() -> Iterator[Work]:
     yield _large(f"{dice}, torch", partial(_dice, "torch"), Against("the torch formula", 4, needs="torch"))
     attention = f"`scaled_dot_product_attention` {TOKENS}, NumPy"
     yield _large(attention, partial(_attention, "formula"), Against("the naive NumPy formula", 3))
-    yield _large(attention, partial(_attention, "torch"), Against("torch's, on the same data", 1.0, needs="torch"))
+    yield _large(
+        attention, partial(_attention, "torch.nn.functional"), Against("torch's, on the same data", 1.0, needs="torch")
+    )
 
 
 def dtype_works() -> Iterator[Work]:
