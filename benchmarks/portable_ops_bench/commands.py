@@ -19,7 +19,7 @@ from portable_ops.files import write_atomically
 from portable_ops_bench import run as running
 from portable_ops_bench.doctor import examine
 from portable_ops_bench.model import Report
-from portable_ops_bench.plan import CACHES, CLOCKS, STARTS
+from portable_ops_bench.plan import CACHES, CLOCKS, STARTS, SYNTHETIC_SIZES
 from portable_ops_bench.registry import primary_cases, use_files
 from portable_ops_bench.tables import markdown, print_report
 from portable_ops_bench.ways import usable_cpus
@@ -94,7 +94,7 @@ def bench(
         backends=_listed(backends, registered, "--backends"),
         devices=_listed(devices, None, "--devices"),
         dtypes=_listed(dtypes, DTYPES, "--dtypes"),
-        sizes=_sizes(sizes) or (QUICK_SIZES if quick else ()),
+        sizes=_sizes(sizes) or (QUICK_SIZES if quick else SYNTHETIC_SIZES if drawn else ()),
         real=not drawn,
         clocks=_listed(clock, CLOCKS, "--clock") or CLOCKS[: 1 if quick else None],
         caches=_listed(cache, CACHES, "--cache") or CACHES[: 1 if quick else None],
