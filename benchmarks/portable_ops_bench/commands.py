@@ -20,7 +20,7 @@ from portable_ops_bench import stored
 from portable_ops_bench.analysis import Analysis
 from portable_ops_bench.doctor import examine
 from portable_ops_bench.model import Report
-from portable_ops_bench.plan import CACHES, CLOCKS, STARTS
+from portable_ops_bench.plan import CACHES, CLOCKS, STARTS, SYNTHETIC_SIZES
 from portable_ops_bench.registry import primary_cases, use_files
 from portable_ops_bench.ways import usable_cpus
 from portable_ops_bench.written import write
@@ -95,7 +95,7 @@ def bench(
         backends=listed(backends, registered, "--backends"),
         devices=listed(devices, None, "--devices"),
         dtypes=listed(dtypes, DTYPES, "--dtypes"),
-        sizes=_sizes(sizes) or (QUICK_SIZES if quick else ()),
+        sizes=_sizes(sizes) or (QUICK_SIZES if quick else SYNTHETIC_SIZES if drawn else ()),
         real=not drawn,
         clocks=listed(clock, CLOCKS, "--clock") or CLOCKS[: 1 if quick else None],
         caches=listed(cache, CACHES, "--cache") or CACHES[: 1 if quick else None],

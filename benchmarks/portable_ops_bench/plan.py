@@ -81,7 +81,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 def inputs_of(case: Case, options: Options) -> list[str]:
     """Names of the inputs: what a call costs on a few elements, then the sizes asked for, then the photographs."""
     with_photographs = options.real and case.real is not None
-    sizes = options.sizes or (() if with_photographs else SYNTHETIC_SIZES)
+    # A case that knows no photographs is measured at sizes all the same.
+    sizes = options.sizes or (SYNTHETIC_SIZES if options.real and not with_photographs else ())
     names = [drawn_input(OVERHEAD)] + [drawn_input(size) for size in sizes]
     return names + (real_inputs() if with_photographs else [])
 
