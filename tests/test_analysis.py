@@ -12,14 +12,15 @@ for module in ("msgspec", "scipy", "psutil"):
 import msgspec
 import numpy as np
 from made_reports import HERE, noisy, report, result, small_report, sweep, timing
-from portable_ops_bench import noise, stored, summary
-from portable_ops_bench.analysis import Analysis
-from portable_ops_bench.crossover import advice, crossings, crossover
-from portable_ops_bench.fits import fit
-from portable_ops_bench.lineup import Line, lines
+from portable_ops_bench import stored
 from portable_ops_bench.model import Report, Result, Sentinel, Status
-from portable_ops_bench.resampling import interval, resampled_medians, spread
-from portable_ops_bench.which import which
+from portable_ops_bench.reporting import noise, summary
+from portable_ops_bench.reporting.analysis import Analysis
+from portable_ops_bench.reporting.crossover import advice, crossings, crossover
+from portable_ops_bench.reporting.fits import fit
+from portable_ops_bench.reporting.lineup import Line, lines
+from portable_ops_bench.reporting.resampling import interval, resampled_medians, spread
+from portable_ops_bench.reporting.which import which
 
 SIZES = np.asarray([10.0**k for k in range(1, 8)])
 
@@ -244,7 +245,7 @@ def test_golden_report_keeps_loading() -> None:
 def test_published_schema_is_in_step() -> None:
     from importlib.resources import files
 
-    published = files("portable_ops_bench") / "report.schema.json"
+    published = files("portable_ops_bench.reporting") / "report.schema.json"
     assert published.read_bytes() == stored.schema(), "write it again: portable-ops report --schema"
 
 

@@ -13,12 +13,13 @@ import pytest
 
 pytest.importorskip("skimage", reason="the extra bench is not installed")
 
-from portable_ops_bench import inputs, memory, process, run
+from portable_ops_bench import inputs
 from portable_ops_bench.case import EXACT, LOSS, ULP, Call, _rounded
 from portable_ops_bench.cases import CASES, OPERATION_NAMES, primary_case
 from portable_ops_bench.floor import floor_of
-from portable_ops_bench.guards import GuardError, check_parity, require_here, require_unchanged
 from portable_ops_bench.images import NUM_CLASSES, PHOTOGRAPHS, task_of
+from portable_ops_bench.measuring import memory, process, run
+from portable_ops_bench.measuring.guards import GuardError, check_parity, require_here, require_unchanged
 from portable_ops_bench.model import SCHEMA_VERSION, Cell, Report, Result, Status
 from portable_ops_bench.registry import case_by_name
 
@@ -216,7 +217,7 @@ def test_guard_against_the_wrong_device_and_lazy_results() -> None:
 
 def require_here_with(backend: Backend, array: Any, device: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("portable_ops_bench.guards.backend_of", lambda array: backend)
+        patch.setattr("portable_ops_bench.measuring.guards.backend_of", lambda array: backend)
         require_here((array,), backend, device)
 
 

@@ -13,9 +13,9 @@ pytest.importorskip("threadpoolctl", reason="the extra bench is not installed")
 
 from portable_ops_bench.case import Case
 from portable_ops_bench.cases import OPERATION_NAMES, primary_case
-from portable_ops_bench.guards import check_parity
 from portable_ops_bench.inputs import call_of, real_inputs
-from portable_ops_bench.timers import parts_of
+from portable_ops_bench.measuring.guards import check_parity
+from portable_ops_bench.measuring.timers import parts_of
 
 from portable_ops import get_backend
 

@@ -12,12 +12,13 @@ pytest.importorskip("msgspec", reason="the extra bench is not installed")
 pytest.importorskip("psutil", reason="the extra bench is not installed")
 pytest.importorskip("threadpoolctl", reason="the extra bench is not installed")
 
-from portable_ops_bench import Call, timers
-from portable_ops_bench.ceilings import ceilings_of
+from portable_ops_bench import Call
 from portable_ops_bench.floor import ABOVE, bandwidth_curve, floor_of, rate_at
-from portable_ops_bench.guards import GuardError, require_dtype, require_synchronised, require_threads
+from portable_ops_bench.measuring import timers
+from portable_ops_bench.measuring.ceilings import ceilings_of
+from portable_ops_bench.measuring.guards import GuardError, require_dtype, require_synchronised, require_threads
+from portable_ops_bench.measuring.roofline import table
 from portable_ops_bench.model import Ceiling, Cell, Environment, Report, Result, Status, Timing
-from portable_ops_bench.roofline import table
 
 from portable_ops import Backend, get_backend
 
@@ -159,7 +160,7 @@ def test_a_slow_transfer_is_not_taken_for_work_left() -> None:
 
 
 def test_guard_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("portable_ops_bench.guards.threads_in_use", lambda: {"blas": 4})
+    monkeypatch.setattr("portable_ops_bench.measuring.guards.threads_in_use", lambda: {"blas": 4})
     require_threads(4)
     with pytest.raises(GuardError, match="blas uses 4 threads, not the 2 asked for"):
         require_threads(2)

@@ -17,8 +17,15 @@ for module in ("msgspec", "scipy", "psutil", "typer"):
 import msgspec
 import numpy as np
 from made_reports import HERE, noisy, recorded, report, result, timing
-from portable_ops_bench.compare import Comparison, Thresholds, UnusableError, Verdict, compare, load_thresholds
 from portable_ops_bench.model import Report, Result, Sentinel, Status
+from portable_ops_bench.reporting.compare import (
+    Comparison,
+    Thresholds,
+    UnusableError,
+    Verdict,
+    compare,
+    load_thresholds,
+)
 
 SIZES = [f"{size} elements" for size in (10, 1000, 100_000)]
 OPERATIONS = [f"operation{number}" for number in range(20)]

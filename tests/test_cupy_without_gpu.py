@@ -130,8 +130,8 @@ def test_the_report_gives_the_reason() -> None:
     pytest.importorskip("skimage", reason="the extra bench is not installed")
     if BACKEND.devices():
         pytest.skip("this machine has a GPU")
+    from portable_ops_bench.measuring.run import Options, plan
     from portable_ops_bench.model import Status
-    from portable_ops_bench.run import Options, plan
 
     cells, missing = plan(Options(operations=("sigmoid",), backends=("cupy",), real=False))
     assert {cell.backend for cell in cells} == {"numpy"}

@@ -14,12 +14,12 @@ import pytest
 pytest.importorskip("msgspec", reason="the extra bench is not installed")
 pytest.importorskip("typer", reason="the extra bench is not installed")
 
-from portable_ops_bench import ratios
 from portable_ops_bench.model import Status
-from portable_ops_bench.ratio_overhead import overhead_works
-from portable_ops_bench.ratio_tables import BEGIN, END, Ratios, with_table
-from portable_ops_bench.ratios import Against, Line, Runs, Unit, Work, measured
-from portable_ops_bench.speed_commands import all_works
+from portable_ops_bench.ratios import work as ratios
+from portable_ops_bench.ratios.commands import all_works
+from portable_ops_bench.ratios.overhead import overhead_works
+from portable_ops_bench.ratios.tables import BEGIN, END, Ratios, with_table
+from portable_ops_bench.ratios.work import Against, Line, Runs, Unit, Work, measured
 
 from portable_ops.dispatch import OPERATIONS
 

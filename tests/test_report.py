@@ -18,12 +18,13 @@ pytest.importorskip("altair", reason="the extra bench is not installed")
 
 import msgspec
 from made_reports import report, result, small_report
-from portable_ops_bench import charts, page, run, summary, tables
-from portable_ops_bench.analysis import Analysis
 from portable_ops_bench.images import task_of
 from portable_ops_bench.inputs import TILED_NAME
+from portable_ops_bench.measuring import run
 from portable_ops_bench.model import Cell, Report, Status
-from portable_ops_bench.snippets import code, rerun
+from portable_ops_bench.reporting import charts, page, summary, tables
+from portable_ops_bench.reporting.analysis import Analysis
+from portable_ops_bench.reporting.snippets import code, rerun
 from rich.console import Console
 
 HOSTILE = "<script>alert(1)</script><!--"

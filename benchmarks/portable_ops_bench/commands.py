@@ -15,15 +15,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from portable_ops.backend import registered_backends
-from portable_ops_bench import run as running
 from portable_ops_bench import stored
-from portable_ops_bench.analysis import Analysis
 from portable_ops_bench.doctor import examine
+from portable_ops_bench.measuring import run as running
+from portable_ops_bench.measuring.plan import CACHES, CLOCKS, STARTS, SYNTHETIC_SIZES
+from portable_ops_bench.measuring.ways import usable_cpus
 from portable_ops_bench.model import Report
-from portable_ops_bench.plan import CACHES, CLOCKS, STARTS, SYNTHETIC_SIZES
 from portable_ops_bench.registry import primary_cases, use_files
-from portable_ops_bench.ways import usable_cpus
-from portable_ops_bench.written import write
+from portable_ops_bench.reporting.analysis import Analysis
+from portable_ops_bench.reporting.written import write
 
 QUICK_SIZES = (100_000,)
 REPLICATES = 3
@@ -154,7 +154,7 @@ def roofline(
     threads: Annotated[int | None, typer.Option(min=1, help="That every library is to use. All CPUs.")] = None,
 ) -> None:
     """Measure what the machine can do at most, on every backend: the ceilings that floors are made of."""
-    from portable_ops_bench.roofline import table
+    from portable_ops_bench.measuring.roofline import table
 
     options = running.Options(
         backends=listed(backends, tuple(sorted(registered_backends())), "--backends"),

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import psutil
 
-from portable_ops_bench.guards import threads_in_use
+from portable_ops_bench.measuring.guards import threads_in_use
+from portable_ops_bench.measuring.ways import last_level_cache, usable_cpus
 from portable_ops_bench.model import Environment
-from portable_ops_bench.ways import last_level_cache, usable_cpus
 
 PACKAGES = (
     "portable-ops", "numpy", "numba", "torch", "cupy-cuda12x", "cupy-cuda13x", "jax", "dask", "array-api-compat",

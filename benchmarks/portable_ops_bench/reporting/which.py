@@ -7,11 +7,11 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from portable_ops_bench.analysis import Analysis
-from portable_ops_bench.crossover import LEVEL, Crossover
-from portable_ops_bench.lineup import Line, Setting
 from portable_ops_bench.model import Struct
-from portable_ops_bench.summary import about, conditions, count, seconds, subject, times
+from portable_ops_bench.reporting.analysis import Analysis
+from portable_ops_bench.reporting.crossover import LEVEL, Crossover
+from portable_ops_bench.reporting.lineup import Line, Setting
+from portable_ops_bench.reporting.summary import about, conditions, count, seconds, subject, times
 
 
 class Estimate(Struct, frozen=True):

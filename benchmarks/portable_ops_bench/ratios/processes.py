@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from portable_ops_bench.model import Status
-from portable_ops_bench.ratios import Against, Line, Unit, Work, compared
+from portable_ops_bench.ratios.work import Against, Line, Unit, Work, compared
 
 SECTION = "processes of their own"
 TOKENS, MOST_TOKENS = 4096, 16384

@@ -10,12 +10,12 @@ from typing import Any
 
 import altair as alt
 
-from portable_ops_bench.analysis import Analysis
 from portable_ops_bench.floor import bandwidth_curve
 from portable_ops_bench.inputs import OVERHEAD, drawn_input
-from portable_ops_bench.plan import BASELINE
-from portable_ops_bench.rows import Row, choices, contestants
-from portable_ops_bench.summary import about, headline_settings
+from portable_ops_bench.measuring.plan import BASELINE
+from portable_ops_bench.reporting.analysis import Analysis
+from portable_ops_bench.reporting.rows import Row, choices, contestants
+from portable_ops_bench.reporting.summary import about, headline_settings
 
 ROWS = "rows"
 CONTROLS = ("input", "operation", "dtype", "start", "clock", "cache", "baseline", "peers")

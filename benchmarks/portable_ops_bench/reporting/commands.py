@@ -12,8 +12,9 @@ from rich.table import Table
 
 from portable_ops.files import write_atomically
 from portable_ops_bench import stored
-from portable_ops_bench.analysis import Analysis
-from portable_ops_bench.compare import (
+from portable_ops_bench.model import Report
+from portable_ops_bench.reporting.analysis import Analysis
+from portable_ops_bench.reporting.compare import (
     Change,
     Comparison,
     Thresholds,
@@ -22,14 +23,13 @@ from portable_ops_bench.compare import (
     load_thresholds,
     machine_differences,
 )
-from portable_ops_bench.compare import (
+from portable_ops_bench.reporting.compare import (
     compare as compare_reports,
 )
-from portable_ops_bench.model import Report
-from portable_ops_bench.summary import count, seconds, times
-from portable_ops_bench.which import Answer, crossing
-from portable_ops_bench.which import which as answers
-from portable_ops_bench.written import write
+from portable_ops_bench.reporting.summary import count, seconds, times
+from portable_ops_bench.reporting.which import Answer, crossing
+from portable_ops_bench.reporting.which import which as answers
+from portable_ops_bench.reporting.written import write
 
 UNUSABLE = 2
 STYLES = {Verdict.SLOWER: "red", Verdict.FASTER: "green", Verdict.MISSING: "yellow", Verdict.AMBIGUOUS: "dim"}

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from portable_ops.backend import Backend
+from portable_ops_bench.measuring.timers import is_host
 from portable_ops_bench.model import Memory
-from portable_ops_bench.timers import is_host
 
 SMALLEST = 2**20
 """Bytes that a call must move for pages to tell anything."""

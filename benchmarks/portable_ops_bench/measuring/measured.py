@@ -1,6 +1,6 @@
 """What pytest runs in each process of a run: the cells of a task, in its order, guards first, then rounds by pytest-benchmark.
 
-`portable_ops_bench.run` writes the task and reads the journal. A cell without a number leaves a reason instead.
+`portable_ops_bench.measuring.run` writes the task and reads the journal. A cell without a number leaves a reason instead.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 
 import portable_ops as po
-from portable_ops_bench import journal
-from portable_ops_bench.ceilings import ceilings_of
-from portable_ops_bench.guards import (
+from portable_ops_bench.inputs import call_of, references
+from portable_ops_bench.measuring import journal
+from portable_ops_bench.measuring.ceilings import ceilings_of
+from portable_ops_bench.measuring.guards import (
     GuardError,
     check_parity,
     require_dtype,
@@ -31,12 +32,9 @@ from portable_ops_bench.guards import (
     require_unchanged,
     threads_in_use,
 )
-from portable_ops_bench.inputs import call_of, references
-from portable_ops_bench.journal import Entry, Task
-from portable_ops_bench.memory import SMALLEST, NoCounterError, peak_of
-from portable_ops_bench.model import Cell, Result, Sentinel, Status, Timing
-from portable_ops_bench.registry import case_by_name
-from portable_ops_bench.timers import (
+from portable_ops_bench.measuring.journal import Entry, Task
+from portable_ops_bench.measuring.memory import SMALLEST, NoCounterError, peak_of
+from portable_ops_bench.measuring.timers import (
     KEPT_SAMPLES,
     clock_of,
     empty_round,
@@ -46,7 +44,9 @@ from portable_ops_bench.timers import (
     timing_of,
     waited,
 )
-from portable_ops_bench.ways import Prepared, prepare
+from portable_ops_bench.measuring.ways import Prepared, prepare
+from portable_ops_bench.model import Cell, Result, Sentinel, Status, Timing
+from portable_ops_bench.registry import case_by_name
 
 TASK_FILE = Path(os.environ["PORTABLE_OPS_BENCH_TASK"])
 TASK = msgspec.json.decode(TASK_FILE.read_bytes(), type=Task)

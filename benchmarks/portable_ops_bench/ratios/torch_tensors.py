@@ -8,8 +8,8 @@ from importlib import import_module
 from typing import Any
 
 import portable_ops as po
-from portable_ops_bench.ratio_rows import drawn, labels_of, tensor
-from portable_ops_bench.ratios import Against, Runs, Work
+from portable_ops_bench.ratios.large import drawn, labels_of, tensor
+from portable_ops_bench.ratios.work import Against, Runs, Work
 
 SECTION = "torch tensors of 10⁵ elements and more"
 SIZES = {"10⁵": 10**5, "10⁶": 10**6, "10⁷": 10**7}

@@ -13,8 +13,8 @@ from portable_ops.backend import load
 from portable_ops.dispatch import OPERATIONS
 from portable_ops.routes import namespace_of
 from portable_ops.segmentation import divided, mean_of_areas
-from portable_ops_bench.ratio_torch import NATIVE, native_of
-from portable_ops_bench.ratios import Against, Runs, Unit, Work
+from portable_ops_bench.ratios.torch_tensors import NATIVE, native_of
+from portable_ops_bench.ratios.work import Against, Runs, Unit, Work
 
 SECTION = "call overhead on 4 elements"
 ONE_ARRAY, SEVERAL = 1.0, 2.0

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from portable_ops.backend import registered_backends
-from portable_ops_bench.analysis import Analysis
-from portable_ops_bench.lineup import is_reference, label, place
+from portable_ops_bench.measuring.plan import BASELINE
 from portable_ops_bench.model import Report, Result
-from portable_ops_bench.plan import BASELINE
-from portable_ops_bench.summary import seconds, size_in_bytes, times
+from portable_ops_bench.reporting.analysis import Analysis
+from portable_ops_bench.reporting.lineup import is_reference, label, place
+from portable_ops_bench.reporting.summary import seconds, size_in_bytes, times
 
 Row = dict[str, Any]
 USUAL = ("throughput", "warm", "resident")

@@ -18,8 +18,8 @@ from portable_ops.backend import Backend
 from portable_ops.dispatch import OPERATIONS
 from portable_ops.routes import namespace_of
 from portable_ops_bench.case import Call, Case, Peer, Tolerance
+from portable_ops_bench.measuring.timers import is_host
 from portable_ops_bench.model import Cell
-from portable_ops_bench.timers import is_host
 
 MOST_ROTATED = 2**29
 """Bytes. Caches that virtual machines claim are shared by many; a run must also end."""

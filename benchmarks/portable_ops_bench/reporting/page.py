@@ -16,15 +16,15 @@ import vl_convert
 from markupsafe import Markup
 from msgspec.structs import replace
 
-from portable_ops_bench import noise
-from portable_ops_bench.analysis import Analysis
-from portable_ops_bench.charts import CONTROLS, Charts, options, specification
 from portable_ops_bench.images import PHOTOGRAPHS, task_of
 from portable_ops_bench.model import Cell, Report
-from portable_ops_bench.rows import at_home, contestants, numbers, table_rows
-from portable_ops_bench.snippets import code, rerun
-from portable_ops_bench.summary import headline_settings, sentence
-from portable_ops_bench.tables import FIT_COLUMNS, crossover_rows, fit_rows, grid
+from portable_ops_bench.reporting import noise
+from portable_ops_bench.reporting.analysis import Analysis
+from portable_ops_bench.reporting.charts import CONTROLS, Charts, options, specification
+from portable_ops_bench.reporting.rows import at_home, contestants, numbers, table_rows
+from portable_ops_bench.reporting.snippets import code, rerun
+from portable_ops_bench.reporting.summary import headline_settings, sentence
+from portable_ops_bench.reporting.tables import FIT_COLUMNS, crossover_rows, fit_rows, grid
 
 CHARTS = (
     ("heatmap", "Speed-up", "Operations by backend: how many times as fast as the baseline. Pale cells are in doubt."),
@@ -142,7 +142,7 @@ def codes(report: Report) -> dict[str, dict[str, str]]:
 def page(analysis: Analysis) -> str:
     """The whole page."""
     report = analysis.report
-    sources = files("portable_ops_bench") / "templates"
+    sources = files("portable_ops_bench.reporting") / "templates"
 
     def source(name: str) -> str:
         return (sources / name).read_text(encoding="utf-8")

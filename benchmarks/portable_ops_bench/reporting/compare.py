@@ -19,9 +19,9 @@ import numpy as np
 from scipy.stats import false_discovery_control, mannwhitneyu, norm
 from scipy.stats import t as student
 
-from portable_ops_bench.lineup import label
 from portable_ops_bench.model import Cell, Environment, Report, Result, Status, Struct, Timing
-from portable_ops_bench.resampling import RESAMPLES, SEED, interval, resampled_medians
+from portable_ops_bench.reporting.lineup import label
+from portable_ops_bench.reporting.resampling import RESAMPLES, SEED, interval, resampled_medians
 
 THRESHOLD = 0.05
 """Smaller differences matter to nobody."""

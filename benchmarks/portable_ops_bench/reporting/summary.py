@@ -8,10 +8,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from portable_ops_bench.analysis import Analysis
-from portable_ops_bench.crossover import LEVEL, Crossover, Stretch
-from portable_ops_bench.lineup import Line, Setting
-from portable_ops_bench.plan import BASELINE
+from portable_ops_bench.measuring.plan import BASELINE
+from portable_ops_bench.reporting.analysis import Analysis
+from portable_ops_bench.reporting.crossover import LEVEL, Crossover, Stretch
+from portable_ops_bench.reporting.lineup import Line, Setting
 
 
 def seconds(value: float) -> str:

@@ -18,12 +18,12 @@ from portable_ops_bench import environment
 from portable_ops_bench.commands import listed
 from portable_ops_bench.kernels import USUAL_DTYPES, kernels, plan, served, warm_up
 from portable_ops_bench.model import Status
-from portable_ops_bench.ratio_overhead import overhead_works
-from portable_ops_bench.ratio_processes import process_works
-from portable_ops_bench.ratio_rows import dtype_works, large_works
-from portable_ops_bench.ratio_tables import Ratios, print_ratios, with_table
-from portable_ops_bench.ratio_torch import torch_works
-from portable_ops_bench.ratios import Line, Work, measured
+from portable_ops_bench.ratios.large import dtype_works, large_works
+from portable_ops_bench.ratios.overhead import overhead_works
+from portable_ops_bench.ratios.processes import process_works
+from portable_ops_bench.ratios.tables import Ratios, print_ratios, with_table
+from portable_ops_bench.ratios.torch_tensors import torch_works
+from portable_ops_bench.ratios.work import Line, Work, measured
 
 COLUMNS = (TextColumn("{task.description:<60.60}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from functools import cached_property
 
-from portable_ops_bench import noise
-from portable_ops_bench.crossover import Crossover, Stretch, advice, crossovers
-from portable_ops_bench.fits import Fit, fit
 from portable_ops_bench.floor import Floor, floor_of
 from portable_ops_bench.inputs import OVERHEAD, TILED_NAME, drawn_input
-from portable_ops_bench.lineup import Line, Setting, label, lines
+from portable_ops_bench.measuring.plan import BASELINE
 from portable_ops_bench.model import Report, Result, Status
-from portable_ops_bench.plan import BASELINE
-from portable_ops_bench.resampling import interval, resampled_medians, spread
+from portable_ops_bench.reporting import noise
+from portable_ops_bench.reporting.crossover import Crossover, Stretch, advice, crossovers
+from portable_ops_bench.reporting.fits import Fit, fit
+from portable_ops_bench.reporting.lineup import Line, Setting, label, lines
+from portable_ops_bench.reporting.resampling import interval, resampled_medians, spread
 
 ANALYSIS_VERSION = 1
 
@@ -172,7 +172,7 @@ class Analysis:
         """What was worked out, as plain values: the derived half of a report, beside its results."""
         from msgspec import to_builtins
 
-        from portable_ops_bench.summary import verdicts
+        from portable_ops_bench.reporting.summary import verdicts
 
         def of(setting: Setting) -> dict[str, str]:
             return setting._asdict()

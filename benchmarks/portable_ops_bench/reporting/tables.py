@@ -8,11 +8,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from portable_ops_bench import noise
-from portable_ops_bench.analysis import Analysis
-from portable_ops_bench.lineup import label, place
 from portable_ops_bench.model import Result
-from portable_ops_bench.summary import about, conditions, count, headline_settings, seconds, times, verdicts
+from portable_ops_bench.reporting import noise
+from portable_ops_bench.reporting.analysis import Analysis
+from portable_ops_bench.reporting.lineup import label, place
+from portable_ops_bench.reporting.summary import about, conditions, count, headline_settings, seconds, times, verdicts
 
 
 def is_usual(result: Result) -> bool:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from portable_ops.backend import registered_backends
+from portable_ops_bench.measuring.plan import BASELINE
 from portable_ops_bench.model import Cell, Report, Result, Status, Timing
-from portable_ops_bench.plan import BASELINE
 
 HOST_DEVICES = ("cpu", "CPU_DEVICE", "-")
 CHOICES = ("dispatched", "compiled")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from portable_ops_bench.floor import floor_of
 from portable_ops_bench.model import Report, Result, Sentinel
-from portable_ops_bench.resampling import spread
+from portable_ops_bench.reporting.resampling import spread
 
 DRIFT = 0.10
 """By how much the sentinel may change while a process runs."""

@@ -12,9 +12,12 @@ from pathlib import Path
 
 import msgspec
 
-from portable_ops_bench import environment, journal
-from portable_ops_bench.journal import Entry, Settings, Task
-from portable_ops_bench.memory import SMALLEST
+from portable_ops_bench import environment
+from portable_ops_bench.measuring import journal
+from portable_ops_bench.measuring.journal import Entry, Settings, Task
+from portable_ops_bench.measuring.memory import SMALLEST
+from portable_ops_bench.measuring.plan import BASELINE, Options, plan, processes_for, shuffled
+from portable_ops_bench.measuring.process import Ending, run_task
 from portable_ops_bench.model import (
     SCHEMA_VERSION,
     Ceiling,
@@ -26,8 +29,6 @@ from portable_ops_bench.model import (
     Sentinel,
     Status,
 )
-from portable_ops_bench.plan import BASELINE, Options, plan, processes_for, shuffled
-from portable_ops_bench.process import Ending, run_task
 
 __all__ = ["BASELINE", "Options", "Progress", "plan", "resumed", "rooflines", "run"]
 

@@ -14,8 +14,8 @@ from threadpoolctl import threadpool_info
 from portable_ops.backend import Backend
 from portable_ops.routes import backend_of, dtype_name
 from portable_ops_bench.case import Call, Tolerance
+from portable_ops_bench.measuring.timers import parts_of
 from portable_ops_bench.model import Parity, Status
-from portable_ops_bench.timers import parts_of
 
 
 class GuardError(Exception):

@@ -11,10 +11,10 @@ import msgspec
 from portable_ops.backend import Backend, registered_backends
 from portable_ops_bench.case import Case
 from portable_ops_bench.inputs import OVERHEAD, drawn_input, real_inputs
+from portable_ops_bench.measuring.timers import is_asynchronous, is_host
+from portable_ops_bench.measuring.ways import native_peer, usable_cpus
 from portable_ops_bench.model import Cell, Result, Status
 from portable_ops_bench.registry import case_by_name, primary_cases
-from portable_ops_bench.timers import is_asynchronous, is_host
-from portable_ops_bench.ways import native_peer, usable_cpus
 
 BASELINE = "numpy"
 """The standard definition on its arrays is what speed-ups are against."""

@@ -11,9 +11,9 @@ import numpy as np
 
 import portable_ops as po
 from portable_ops_bench import peers
-from portable_ops_bench.floors import copying, reading
-from portable_ops_bench.label_maps import LABELS, mean_run, natural_labels, tiled_labels
-from portable_ops_bench.ratios import Against, Runs, Unit, Work
+from portable_ops_bench.ratios.floors import copying, reading
+from portable_ops_bench.ratios.label_maps import LABELS, mean_run, natural_labels, tiled_labels
+from portable_ops_bench.ratios.work import Against, Runs, Unit, Work
 
 LARGE = "large arrays"
 DTYPES = "other dtypes"

@@ -10,8 +10,8 @@ from rich.table import Table
 
 from portable_ops.files import write_atomically
 from portable_ops_bench.model import Environment, Status, Struct
-from portable_ops_bench.ratios import Line, Unit
-from portable_ops_bench.summary import seconds
+from portable_ops_bench.ratios.work import Line, Unit
+from portable_ops_bench.reporting.summary import seconds
 
 BEGIN = "<!-- table of ratios: written by portable-ops ratios --markdown docs/speed.md -->"
 END = "<!-- end of the table of ratios -->"

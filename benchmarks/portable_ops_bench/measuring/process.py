@@ -14,9 +14,9 @@ from typing import IO
 
 import msgspec
 
-from portable_ops_bench.journal import Entry, Reader, Task
+from portable_ops_bench.measuring.journal import Entry, Reader, Task
+from portable_ops_bench.measuring.ways import set_threads
 from portable_ops_bench.model import Status
-from portable_ops_bench.ways import set_threads
 
 STARTUP = 120.0
 """Seconds at least in which a process may import its libraries."""

@@ -7,20 +7,20 @@ from pathlib import Path
 from rich.console import Console
 
 from portable_ops.files import write_atomically
-from portable_ops_bench.analysis import Analysis
-from portable_ops_bench.tables import markdown, print_report
+from portable_ops_bench.reporting.analysis import Analysis
+from portable_ops_bench.reporting.tables import markdown, print_report
 
 
 def write(analysis: Analysis, console: Console, *, html: Path | None = None, markdown_file: Path | None = None) -> None:
     """Print the report, and write the files asked for."""
     print_report(analysis, console)
     if html is not None:
-        from portable_ops_bench.page import page
+        from portable_ops_bench.reporting.page import page
 
         write_atomically(html, page(analysis))
         console.print(f"wrote {html}")
     if markdown_file is not None:
-        from portable_ops_bench.charts import svg
+        from portable_ops_bench.reporting.charts import svg
 
         picture = markdown_file.with_suffix(".svg")
         write_atomically(picture, svg(analysis))

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from portable_ops_bench.lineup import Line
 from portable_ops_bench.model import Struct
-from portable_ops_bench.resampling import RESAMPLES, SEED, Floats, interval, resampled_medians
+from portable_ops_bench.reporting.lineup import Line
+from portable_ops_bench.reporting.resampling import RESAMPLES, SEED, Floats, interval, resampled_medians
 
 LEVEL = 0.03
 """Times that differ by less are called level: no advice hangs on it."""

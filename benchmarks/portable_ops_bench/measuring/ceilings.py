@@ -18,8 +18,8 @@ from portable_ops_backends.cpu.threads import run_in_parts
 
 from portable_ops.backend import Backend
 from portable_ops.routes import namespace_of
+from portable_ops_bench.measuring.timers import clock_of, is_host, parts_of
 from portable_ops_bench.model import Ceiling
-from portable_ops_bench.timers import clock_of, is_host, parts_of
 
 WORKING_SETS = tuple(2**power for power in range(14, 28))
 """Bytes, from what the nearest cache holds to more than most caches do."""
@@ -150,7 +150,7 @@ def _exponential() -> Callable[[Any, Any], Any]:
     """The loop that Numba compiles, else NumPy's."""
     if find_spec("numba") is None:
         return np.exp
-    write: Callable[[Any, Any], Any] = import_module("portable_ops_bench.exponential").write_exp
+    write: Callable[[Any, Any], Any] = import_module("portable_ops_bench.measuring.exponential").write_exp
     return write
 
 
