@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -157,7 +158,7 @@ def test_a_crash_or_a_hang_costs_its_own_cells_alone(folder: Path) -> None:
         elif operation == "softmax":
             assert status is Status.ERROR and reason == "the process was ended by SIGSEGV"
         elif operation == "log_sigmoid":
-            assert status is Status.TIMEOUT and reason == "ended after 3 s"
+            assert status is Status.TIMEOUT and re.fullmatch(r"ended after \d+ s", reason)
         else:
             assert status is Status.OK
     assert len(said) == 8

@@ -195,7 +195,7 @@ def _scanned(
     all_finite: Any = True
     safe_k, safe_v = k, v
     if masked:
-        all_finite = xp.all(xp.asarray([xp.all(xp.isfinite(x)) for x in (q, k, v)]))
+        all_finite = xp.all(xp.isfinite(q)) & xp.all(xp.isfinite(k)) & xp.all(xp.isfinite(v))
         # Where both ways are gone, as under vmap, the one that is not taken must not have nan in its gradient.
         safe_k, safe_v = xp.where(all_finite, k, 0), xp.where(all_finite, v, 0)
 

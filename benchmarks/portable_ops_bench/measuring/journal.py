@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -96,13 +97,14 @@ class Reader:
         self._path = path
         self._place = 0
 
-    def new(self) -> list[Entry]:
-        """The entries since the last time."""
+    def new(self) -> Iterator[Entry]:
+        """The entries since the last time. Those that an interrupted reader did not take come again."""
         if not self._path.exists():
-            return []
+            return
         with self._path.open("rb") as file:
             file.seek(self._place)
             content = file.read()
         whole = content[: content.rfind(b"\n") + 1]
-        self._place += len(whole)
-        return [msgspec.json.decode(line, type=Entry) for line in whole.splitlines()]
+        for line in whole.splitlines(keepends=True):
+            self._place += len(line)
+            yield msgspec.json.decode(line, type=Entry)

@@ -82,8 +82,9 @@ def run_task(
                     _end(process)
         finally:
             _end(process)
-    for entry in reader.new():
-        heard(entry)
+            # After Ctrl-C, too: what it had written down by then is not lost.
+            for entry in reader.new():
+                heard(entry)
     if ended_by is not None:
         return Ending(step, *ended_by)
     if process.returncode == 0:
