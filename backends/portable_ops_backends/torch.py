@@ -277,14 +277,13 @@ def why_not_numba_binary_cross_entropy(
     eps: float | None = None,
 ) -> str | None:
     """The kernel has a gradient with respect to the logits."""
-    reason = _why_not_memory(logits, target)
+    others = [array for array in (target, weight, pos_weight) if array is not None]
+    reason = _why_not_memory(logits, *others)
     if reason is not None:
         return reason
-    if target.requires_grad and sys.modules["torch"].is_grad_enabled():
-        return "the kernel has no gradient with respect to the target"
-    return availability.why_not_binary_cross_entropy(
-        logits, target, weight=weight, pos_weight=pos_weight, from_logits=from_logits
-    )
+    if sys.modules["torch"].is_grad_enabled() and any(array.requires_grad for array in others):
+        return "the kernel has no gradient with respect to the target or the weights"
+    return availability.why_not_binary_cross_entropy(logits, target, from_logits=from_logits)
 
 
 def why_not_numba_dice(

@@ -120,8 +120,6 @@ def why_not_binary_cross_entropy(
         return reason
     if not from_logits:
         return "the kernel takes logits"
-    if weight is not None or pos_weight is not None:
-        return "the kernel has no weights"
     name = dtype_name(target.dtype)
     return None if name in LABELS or name == dtype_name(logits.dtype) else f"{name} beside {dtype_name(logits.dtype)}"
 
