@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from portable_ops_backends.cpu.arithmetic import FUSED, LONGEST_SUM, logarithm, power_of_e, sum_of
+from portable_ops_backends.cpu.arithmetic import FUSED, LONGEST_SUM, logarithm_of_one_and, power_of_e, sum_of
 from portable_ops_backends.cpu.compiling import compiled
 from portable_ops_backends.cpu.cross_entropy import LOSS, WEIGHT, add_to, reduced
 from portable_ops_backends.cpu.halves import as_number, as_stored
@@ -14,7 +14,7 @@ from portable_ops_backends.cpu.labels import comparable
 from portable_ops_backends.cpu.layout import Array, memory_order, readonly
 from portable_ops_backends.cpu.threads import parts_of, run_in_parts
 
-SMALLEST_PART = 2**15
+SMALLEST_PART = 2**16
 
 
 @compiled
@@ -30,13 +30,10 @@ def _losses(
 ) -> None:
     """Each element's loss, and whether it counts."""
     number = line.dtype.type
-    zero, one, half = number(0), number(1), number(0.5)
+    zero, one = number(0), number(1)
     for i in range(line.size):
         z, t = number(as_number(x[i], bfloat)), number(as_number(target[i], bfloat))
-        power = power_of_e(-abs(z))
-        total = one + power
-        # The logarithm of what the sum was rounded to, and what that has lost, divided by the sum to a digit or two.
-        rest = logarithm(total) + (power - (total - one)) * (one - half * power)
+        rest = logarithm_of_one_and(power_of_e(-abs(z)))
         if_positive, if_negative = rest - (z if z < zero else zero), rest + (zero if z < zero else z)
         share = t * positive[i]
         loss = (share * if_positive if share != zero else zero) + ((one - t) * if_negative if t != one else zero)
