@@ -36,7 +36,7 @@ _SMALLEST_BESIDE_TORCH = {
     "logsumexp": 2**21,
     "sigmoid": 2**22,
     "log_sigmoid": 2**21,
-    "cross_entropy": 2**19,
+    "cross_entropy": 2**21,
     "dice_coefficient": 2**20,
 }
 

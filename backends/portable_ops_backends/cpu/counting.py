@@ -32,12 +32,6 @@ MOST_CLASSES_OF_A_MATRIX = 128
 MOST_PAIRS = 2**31
 """Pairs after which counters of 32 bits are emptied."""
 
-UNROLLED = 24
-"""Runs whose beginnings are written together."""
-
-ROOM = 2048
-"""Runs after which they are counted."""
-
 MOST_RUNS = 24
 """Runs that begin in a group of pairs up to which it pays to look for each; the branches cost more beyond."""
 
@@ -64,18 +58,24 @@ def _count(pred: Array, target: Array, limits: Array, has_ignored: bool, counts:
     codes = np.empty(GROUP, np.uint32)
     last = counts.shape[0] - 1
     first, second, third, fourth = counts[0], counts[1 & last], counts[2 & last], counts[3 & last]
-    # Where runs begin that have not been counted yet, the last of which goes on; zeros are written beyond.
-    begins, kept = np.zeros(ROOM + GROUP, np.uint32), np.uint64(1)
-    group, size = np.uint64(1), np.uint64(pred.size)
+    # The run from `begin` on has not been counted yet.
+    begin, group, size = np.uint64(0), np.uint64(1), np.uint64(pred.size)
     while group + np.uint64(GROUP) < size:
         bits = changes(pred, target, group)
         found = number_set(bits)
-        if found > MOST_RUNS:
-            if begins[0] != group:
-                begins[kept] = np.uint32(group)
-                _count_runs(pred, target, limits, has_ignored, begins[: kept + np.uint64(1)], counts)
-            stop = group + np.uint64(GROUP)
-            p, t = pred[group:stop], target[group:stop]
+        if found <= MOST_RUNS:
+            while bits:
+                stop = group + lowest(bits)
+                code = _code(pred[begin], target[begin], num_classes, ignored, has_ignored, limits)
+                first[code] += np.uint32(stop - begin)
+                begin = stop
+                bits &= bits - np.uint64(1)
+        else:
+            first[_code(pred[begin], target[begin], num_classes, ignored, has_ignored, limits)] += np.uint32(
+                group - begin
+            )
+            begin = group + np.uint64(GROUP)
+            p, t = pred[group:begin], target[group:begin]
             for k in range(GROUP):
                 codes[k] = _code(p[k], t[k], num_classes, ignored, has_ignored, limits)
             for k in range(0, GROUP, LANES):
@@ -83,33 +83,9 @@ def _count(pred: Array, target: Array, limits: Array, has_ignored: bool, counts:
                 second[codes[k + 1]] += one
                 third[codes[k + 2]] += one
                 fourth[codes[k + 3]] += one
-            begins[0], kept = np.uint32(stop), np.uint64(1)
-        elif found:
-            # More are written than there are, as a branch for each would be mispredicted once in each group.
-            for k in range(np.uint64(0), found, np.uint64(UNROLLED)):
-                for j in range(UNROLLED):
-                    begins[kept + k + np.uint64(j)] = np.uint32(group + lowest(bits))
-                    bits &= bits - np.uint64(1)
-            kept += found
-            if kept > ROOM:
-                _count_runs(pred, target, limits, has_ignored, begins[:kept], counts)
-                begins[0], kept = begins[kept - np.uint64(1)], np.uint64(1)
         group += np.uint64(GROUP)
-    _count_runs(pred, target, limits, has_ignored, begins[:kept], counts)
-    for i in range(np.int64(begins[kept - np.uint64(1)]), pred.size):
+    for i in range(np.int64(begin), pred.size):
         first[_code(pred[i], target[i], num_classes, ignored, has_ignored, limits)] += one
-
-
-@compiled
-def _count_runs(
-    pred: Array, target: Array, limits: Array, has_ignored: bool, begins: Array, counts: Array
-) -> None:
-    """Runs of equal pairs, each of which ends where the next begins; the last one is not counted."""
-    num_classes, ignored, first = limits[0], limits[1], counts[0]
-    for k in range(begins.size - 1):
-        begin = begins[k]
-        code = _code(pred[begin], target[begin], num_classes, ignored, has_ignored, limits)
-        first[code] += np.uint32(begins[k + 1] - begin)
 
 
 @compiled

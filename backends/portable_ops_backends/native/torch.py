@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import portable_ops as po
 from portable_ops.checks import Axis, normalized_axes
 from portable_ops.counting import Areas, count_areas, count_pairs
+from portable_ops.dispatch import standard_only
 from portable_ops.labels import ignored_labels, in_range, require_in_range, widened
 from portable_ops.routes import values_are_at_hand
 from portable_ops.targets import class_axis_of
@@ -77,6 +79,17 @@ def cross_entropy(
             label_smoothing=label_smoothing,
             reduction=reduction,
         )
+        # torch makes nan of 0 * -inf, and a sum is not finite if a term is not.
+        if not bool(loss.detach().sum().isfinite()):
+            with standard_only():
+                return po.cross_entropy(
+                    logits,
+                    target,
+                    class_axis=class_axis,
+                    weight=weight,
+                    label_smoothing=label_smoothing,
+                    reduction=reduction,
+                )
         return loss if loss.dtype == logits.dtype else loss.to(logits.dtype)
     labels: Tensor = target if target.dtype == torch.int64 else widened(xp, target)
     skipped = _NEVER if ignore_index is None or not -(2**63) <= ignore_index < 2**63 else ignore_index
