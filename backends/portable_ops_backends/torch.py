@@ -162,10 +162,9 @@ def why_not_cross_entropy(
     """torch takes logits, and makes nan of an infinite logit whose probability is 0."""
     if not from_logits:
         return "torch takes logits"
-    if target.ndim == logits.ndim:
-        # Where values are at hand, the loss is looked at afterwards, which saves two reads.
-        if not (on_host(logits) and is_concrete(logits) and is_concrete(target)):
-            return "torch makes nan of 0 * -inf in class probabilities"
+    # Where values are at hand, the loss is looked at afterwards, which saves two reads.
+    if target.ndim == logits.ndim and not (on_host(logits) and is_concrete(logits) and is_concrete(target)):
+        return "torch makes nan of 0 * -inf in class probabilities"
     if weight is not None and weight.requires_grad:
         return "torch has no gradient with respect to the weights"
     return "size 0" if 0 in logits.shape else why_not_elementwise(logits)

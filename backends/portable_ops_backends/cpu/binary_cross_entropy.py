@@ -77,7 +77,9 @@ def _sum(
 
 
 @compiled(fastmath=FUSED)
-def _slopes(x: Array, target: Array, positive: Array, ignored: Any, has_ignored: bool, bfloat: bool, line: Array) -> None:
+def _slopes(
+    x: Array, target: Array, positive: Array, ignored: Any, has_ignored: bool, bfloat: bool, line: Array
+) -> None:
     """The derivative of each element's loss."""
     number = line.dtype.type
     zero, one = number(0), number(1)

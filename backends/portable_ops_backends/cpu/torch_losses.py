@@ -180,5 +180,7 @@ def _binary_problem(
     logits: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, ignore_index: int | None
 ) -> Any:
     real = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    factors = (None if given is None else given.detach().to(real).numpy() for given in (weight, pos_weight))
-    return binary.problem(as_array(logits), as_array(target), *factors, ignore_index, logits.dtype == torch.bfloat16)
+    of_all, of_positive = (None if given is None else given.detach().to(real).numpy() for given in (weight, pos_weight))
+    return binary.problem(
+        as_array(logits), as_array(target), of_all, of_positive, ignore_index, logits.dtype == torch.bfloat16
+    )

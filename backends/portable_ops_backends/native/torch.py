@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -80,7 +81,7 @@ def cross_entropy(
             reduction=reduction,
         )
         # torch makes nan of 0 * -inf, and a sum is not finite if a term is not.
-        if not bool(loss.detach().sum().isfinite()):
+        if not math.isfinite((loss.detach().sum() if reduction == "none" else loss).item()):
             with standard_only():
                 return po.cross_entropy(
                     logits,
