@@ -109,6 +109,16 @@ def test_cross_entropy_options_together(target: Target, rng: np.random.Generator
         check(target, LOSS, "cross_entropy", scores, given, **options)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_binary_cross_entropy_weighs_every_element_of_many(
+    target: Target, rng: np.random.Generator, reduction: str
+) -> None:
+    shape = (3, 1100)  # more than a kernel's block, and no multiple of it
+    given = rng.standard_normal(shape) * 3, rng.random(shape)
+    factors = {"weight": rng.random(shape), "pos_weight": rng.random((3, 1)) * 2}
+    check(target, LOSS, "binary_cross_entropy", *given, reduction=reduction, **factors)
+
+
 @pytest.mark.many_shapes
 @pytest.mark.parametrize("from_logits", [True, False], ids=["logits", "probabilities"])
 def test_binary_cross_entropy_options_together(target: Target, rng: np.random.Generator, from_logits: bool) -> None:

@@ -162,12 +162,9 @@ def why_not_cross_entropy(
     """torch takes logits, and makes nan of an infinite logit whose probability is 0."""
     if not from_logits:
         return "torch takes logits"
-    if target.ndim == logits.ndim:
-        if not (on_host(logits) and is_concrete(logits) and is_concrete(target)):
-            return "torch makes nan of 0 * -inf in class probabilities"
-        # A sum is not finite if a term is not.
-        if not bool((logits.detach().sum() + target.detach().sum()).isfinite()):
-            return "a logit or a class probability that is not finite"
+    # Where values are at hand, the loss is looked at afterwards, which saves two reads.
+    if target.ndim == logits.ndim and not (on_host(logits) and is_concrete(logits) and is_concrete(target)):
+        return "torch makes nan of 0 * -inf in class probabilities"
     if weight is not None and weight.requires_grad:
         return "torch has no gradient with respect to the weights"
     return "size 0" if 0 in logits.shape else why_not_elementwise(logits)
@@ -264,6 +261,11 @@ def _without_gradient(asked: Callable[..., str | None]) -> Callable[..., str | N
     return why_not
 
 
+def why_not_numba_sigmoid(x: Any, /) -> str | None:
+    """torch computes halves in float32 and rounds once, as the kernel does, with conversions of the CPU's own."""
+    return "torch is faster for halves" if kind_of(x) == "half" else availability.why_not_elementwise(x)
+
+
 def why_not_numba_binary_cross_entropy(
     logits: Any,
     target: Any,
@@ -277,14 +279,13 @@ def why_not_numba_binary_cross_entropy(
     eps: float | None = None,
 ) -> str | None:
     """The kernel has a gradient with respect to the logits."""
-    reason = _why_not_memory(logits, target)
+    others = [array for array in (target, weight, pos_weight) if array is not None]
+    reason = _why_not_memory(logits, *others)
     if reason is not None:
         return reason
-    if target.requires_grad and sys.modules["torch"].is_grad_enabled():
-        return "the kernel has no gradient with respect to the target"
-    return availability.why_not_binary_cross_entropy(
-        logits, target, weight=weight, pos_weight=pos_weight, from_logits=from_logits
-    )
+    if sys.modules["torch"].is_grad_enabled() and any(array.requires_grad for array in others):
+        return "the kernel has no gradient with respect to the target or the weights"
+    return availability.why_not_binary_cross_entropy(logits, target, from_logits=from_logits)
 
 
 def why_not_numba_dice(
@@ -374,7 +375,7 @@ backend = Backend(
         "softmax": _activation("softmax", availability.why_not_softmax, why_not_softmax),
         "log_softmax": _activation("log_softmax", availability.why_not_softmax, why_not_softmax),
         "logsumexp": _activation("logsumexp", availability.why_not_logsumexp, why_not_logsumexp),
-        "sigmoid": _activation("sigmoid", availability.why_not_elementwise, why_not_elementwise),
+        "sigmoid": _activation("sigmoid", why_not_numba_sigmoid, why_not_elementwise),
         "log_sigmoid": _activation("log_sigmoid", availability.why_not_elementwise, why_not_elementwise),
         "cross_entropy": (
             _numba("torch_losses", "cross_entropy", why_not_numba_cross_entropy),

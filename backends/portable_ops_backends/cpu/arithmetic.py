@@ -41,6 +41,11 @@ def logarithm(x: Any) -> Any:
     return np.log(x)
 
 
+def logarithm_of_one_and(x: Any) -> Any:
+    """The natural logarithm of 1 + x to the last digits of a small x, from 0 to 1, nan included."""
+    return np.log1p(x)
+
+
 def rank(x: Any) -> Any:
     """An integer that orders as numbers do; a nan comes before or after all of them.
 
@@ -79,6 +84,11 @@ def _power_of_e(x: Any) -> Any:
 @overload(logarithm, jit_options={"fastmath": FUSED})
 def _logarithm(x: Any) -> Any:
     return {types.float32: _logarithm_32, types.float64: _logarithm_64}.get(x)
+
+
+@overload(logarithm_of_one_and, jit_options={"fastmath": FUSED})
+def _logarithm_of_one_and(x: Any) -> Any:
+    return {types.float32: _logarithm_of_one_and_32, types.float64: _logarithm_of_one_and_64}.get(x)
 
 
 @overload(rank)
@@ -155,6 +165,27 @@ def _logarithm_64(x: Any) -> Any:
     k = np.float64(exponent)
     result = k * 0.6931471803691238 + (2.0 * s + (s * p + k * 1.9082149292705877e-10))
     return result if x < np.inf else x
+
+
+def _logarithm_of_one_and_32(x: Any) -> Any:
+    f = np.float32
+    # log(1 + x) = 2 atanh(s)
+    s = x / (f(2.0) + x)
+    q = s * s
+    p = f(0.39999706331929395) + q * (
+        f(0.28592357994313326) + q * (f(0.21706575800754035) + q * f(0.23224329224530134))
+    )
+    return f(2.0) * s + s * q * (f(0.66666667320527415) + q * p)
+
+
+def _logarithm_of_one_and_64(x: Any) -> Any:
+    s = x / (2.0 + x)
+    q = s * s
+    p = 0.12001072809679688 + q * (0.088007384857436412 + q * 0.16164045612704468)
+    p = 0.18181789436132824 + q * (0.15385570064959401 + q * (0.13314144209644142 + q * p))
+    p = 0.28571428567108757 + q * (0.22222222717427864 + q * p)
+    p = 0.66666666666666659 + q * (0.40000000000014583 + q * p)
+    return 2.0 * s + s * q * p
 
 
 def _rank_32(x: Any) -> Any:

@@ -36,7 +36,7 @@ _SMALLEST_BESIDE_TORCH = {
     "logsumexp": 2**21,
     "sigmoid": 2**22,
     "log_sigmoid": 2**21,
-    "cross_entropy": 2**19,
+    "cross_entropy": 2**21,
     "dice_coefficient": 2**20,
 }
 
@@ -120,8 +120,6 @@ def why_not_binary_cross_entropy(
         return reason
     if not from_logits:
         return "the kernel takes logits"
-    if weight is not None or pos_weight is not None:
-        return "the kernel has no weights"
     name = dtype_name(target.dtype)
     return None if name in LABELS or name == dtype_name(logits.dtype) else f"{name} beside {dtype_name(logits.dtype)}"
 

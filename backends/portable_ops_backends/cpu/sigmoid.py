@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from portable_ops_backends.cpu.arithmetic import FUSED, logarithm, power_of_e
+from portable_ops_backends.cpu.arithmetic import FUSED, logarithm_of_one_and, power_of_e
 from portable_ops_backends.cpu.compiling import compiled
 from portable_ops_backends.cpu.halves import as_number, as_stored
 from portable_ops_backends.cpu.layout import Array, memory_order, readonly
@@ -33,10 +33,7 @@ def write_log_sigmoid(x: Array, bfloat: bool, out: Array) -> None:
     """The logarithm of the sigmoid of each element."""
     for i in range(x.size):
         z = as_number(x[i], bfloat)
-        power = power_of_e(-abs(z))
-        total = ONE + power
-        # The logarithm of what the sum was rounded to, and to first order of what that has lost.
-        log = logarithm(total) + (power - (total - ONE)) / total
+        log = logarithm_of_one_and(power_of_e(-abs(z)))
         out[i] = as_stored((z if z < ZERO else ZERO) - log, out, bfloat)
 
 

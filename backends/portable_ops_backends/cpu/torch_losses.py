@@ -112,8 +112,8 @@ def binary_cross_entropy(
     target: Tensor,
     /,
     *,
-    weight: None = None,
-    pos_weight: None = None,
+    weight: Tensor | None = None,
+    pos_weight: Tensor | None = None,
     ignore_index: int | None = None,
     reduction: str = "mean",
     from_logits: bool = True,
@@ -122,19 +122,27 @@ def binary_cross_entropy(
     """See `portable_ops.binary_cross_entropy`."""
     with at_most(torch.get_num_threads()):
         result: Tensor = _BinaryCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            logits, target, ignore_index, reduction
+            logits, target, weight, pos_weight, ignore_index, reduction
         )
     return result
 
 
 class _BinaryCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, target: Tensor, ignore_index: int | None, reduction: str) -> Tensor:
-        given, order = _binary_problem(logits, target, ignore_index)
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        pos_weight: Tensor | None,
+        ignore_index: int | None,
+        reduction: str,
+    ) -> Tensor:
+        given, order = _binary_problem(logits, target, weight, pos_weight, ignore_index)
         shape = [logits.shape[one] for one in order] if reduction == "none" else 0
         losses = np.empty(shape, given.logits.dtype)
         sums = binary.solve(given, losses.reshape(-1))
-        ctx.save_for_backward(logits, target)
+        ctx.save_for_backward(logits, target, weight, pos_weight)
         ctx.options = ignore_index, reduction
         ctx.divisor = float(sums[WEIGHT]) if reduction == "mean" else 1.0
         if reduction == "none":
@@ -143,22 +151,36 @@ class _BinaryCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        logits, target = ctx.saved_tensors
+        logits, target, weight, pos_weight = ctx.saved_tensors
         ignore_index, reduction = ctx.options
         (up,) = upstream
+        rest = (None,) * 5
         if torch.is_grad_enabled():  # a gradient of the gradient was asked for: that of the definition has one
             with standard_only():
-                loss = po.binary_cross_entropy(logits, target, ignore_index=ignore_index, reduction=reduction)
-            return (*torch.autograd.grad(loss, logits, up, create_graph=True), None, None, None)
+                loss = po.binary_cross_entropy(
+                    logits,
+                    target,
+                    weight=weight,
+                    pos_weight=pos_weight,
+                    ignore_index=ignore_index,
+                    reduction=reduction,
+                )
+            return (*torch.autograd.grad(loss, logits, up, create_graph=True), *rest)
         with at_most(torch.get_num_threads()):
-            given, order = _binary_problem(logits, target, ignore_index)
+            given, order = _binary_problem(logits, target, weight, pos_weight, ignore_index)
             flat = up.permute(order) if reduction == "none" else up
             each = flat.to(torch.float64).numpy() / ctx.divisor if ctx.divisor else np.full((), np.nan)
             made = (
                 binary.gradient(given, each).reshape([logits.shape[one] for one in order]).transpose(np.argsort(order))
             )
-            return as_tensor(made.view(as_array(logits).dtype), logits.dtype), None, None, None
+            return as_tensor(made.view(as_array(logits).dtype), logits.dtype), *rest
 
 
-def _binary_problem(logits: Tensor, target: Tensor, ignore_index: int | None) -> Any:
-    return binary.problem(as_array(logits), as_array(target), ignore_index, logits.dtype == torch.bfloat16)
+def _binary_problem(
+    logits: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, ignore_index: int | None
+) -> Any:
+    real = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    of_all, of_positive = (None if given is None else given.detach().to(real).numpy() for given in (weight, pos_weight))
+    return binary.problem(
+        as_array(logits), as_array(target), of_all, of_positive, ignore_index, logits.dtype == torch.bfloat16
+    )

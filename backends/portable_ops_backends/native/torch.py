@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -9,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import portable_ops as po
 from portable_ops.checks import Axis, normalized_axes
 from portable_ops.counting import Areas, count_areas, count_pairs
+from portable_ops.dispatch import standard_only
 from portable_ops.labels import ignored_labels, in_range, require_in_range, widened
 from portable_ops.routes import values_are_at_hand
 from portable_ops.targets import class_axis_of
@@ -77,6 +80,17 @@ def cross_entropy(
             label_smoothing=label_smoothing,
             reduction=reduction,
         )
+        # torch makes nan of 0 * -inf, and a sum is not finite if a term is not.
+        if not math.isfinite((loss.detach().sum() if reduction == "none" else loss).item()):
+            with standard_only():
+                return po.cross_entropy(
+                    logits,
+                    target,
+                    class_axis=class_axis,
+                    weight=weight,
+                    label_smoothing=label_smoothing,
+                    reduction=reduction,
+                )
         return loss if loss.dtype == logits.dtype else loss.to(logits.dtype)
     labels: Tensor = target if target.dtype == torch.int64 else widened(xp, target)
     skipped = _skipped(target, ignore_index)

@@ -63,8 +63,8 @@ def _make(operation: str, axis: int | None, elements: int, backward: bool) -> Ru
         ours, other = partial(ours, axis=axis), partial(other, dim=axis)
     if not backward:
         return Runs(partial(ours, *inputs), (partial(other, *inputs),))
-    floating = [x.requires_grad_() for x in inputs if x.is_floating_point()]
-    wanted = floating if operation == "scaled_dot_product_attention" else floating[:1]
+    # Of the others, the second is a target, which has no gradient even where it is of floats.
+    wanted = [x.requires_grad_() for x in (inputs if operation == "scaled_dot_product_attention" else inputs[:1])]
     # The gradient that arrives is made beforehand, as it would be by the layers above.
     arriving = torch.randn_like(other(*inputs))
 
