@@ -156,6 +156,8 @@ def problem(
     if x.dtype.itemsize == 2:
         x = x.view(np.uint16)
     t = t.view(np.uint16) if t.dtype == np.float16 else comparable(t)
+    if ignore_index is not None and not -(2**63) <= ignore_index < 2**64:
+        ignore_index = None  # beyond every integer dtype: it equals nothing
     ignored = readonly(np.asarray([0 if ignore_index is None else ignore_index], real))
     return (
         Problem(
