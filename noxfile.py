@@ -92,7 +92,7 @@ def speed(session: nox.Session, backend: str) -> None:
 def core(session: nox.Session) -> None:
     """What depends on no single backend: dispatch, mixed libraries, the harness, the command line."""
     install(session, "all", *TOOLS, *STRANGERS)
-    session.run("pytest", "--backend", "none", *session.posargs)
+    session.run("pytest", "--backend", "none", "-n", "2", "--dist", "loadfile", *session.posargs)
 
 
 @session

@@ -231,7 +231,7 @@ class NoBackend(Broken):
 @pytest.mark.parametrize(("entry", "said"), [(Broken(), "no such luck"), (NoBackend(), "is a str, not a Backend")])
 def test_a_broken_backend_takes_nothing_else_down(monkeypatch: pytest.MonkeyPatch, entry: Any, said: str) -> None:
     real = metadata.entry_points(group=backend_module.ENTRY_POINT_GROUP)
-    monkeypatch.setattr(backend_module.metadata, "entry_points", lambda group: [entry, *real])
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [entry, *real])
     registered_backends.cache_clear()
     try:
         with pytest.warns(UserWarning, match=said):
