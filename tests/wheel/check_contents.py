@@ -15,6 +15,8 @@ if packages != EXPECTED:
 # What is no Python, but read at run time.
 NEEDED = {f"{package}/py.typed" for package in EXPECTED}
 NEEDED |= {f"portable_ops_backends/cuda/{name}" for name in ("common.cuh", "counting.cu", "softmax.cu", "losses.cu")}
+NEEDED |= {f"portable_ops_bench/reporting/{name}" for name in ("report.schema.json", "templates/report.html.j2")}
+NEEDED |= {"portable_ops/evaluation/templates/evaluation.html.j2"}
 missing = NEEDED - set(names)
 if missing:
     sys.exit(f"not in the wheel: {sorted(missing)}")
