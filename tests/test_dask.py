@@ -282,7 +282,7 @@ def test_blocks_may_be_torch_tensors() -> None:
     ]
     for number, call in enumerate(calls):
         lazy = call(whole_rows if number == len(calls) - 1 else x, t)
-        # As NumPy blocks at the end, since Dask itself cannot join torch's to one.
+        # As NumPy blocks at the end, to be compared.
         result = lazy.map_blocks(look, dtype=lazy.dtype, meta=lazy._meta).map_blocks(np.asarray, dtype=lazy.dtype)
         expected = po.binary_cross_entropy(X, X * 0 + 1) if number == 4 else call(X, LABELS)
         np.testing.assert_allclose(result.compute(), expected, rtol=5e-6, atol=1e-6)

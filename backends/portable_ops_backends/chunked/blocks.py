@@ -8,6 +8,7 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
+from dask.array.dispatch import concatenate_lookup
 from dask.array.utils import meta_from_array
 
 from portable_ops.backend import Array
@@ -16,6 +17,19 @@ from portable_ops.routes import Namespace, backend_of, kind_of, namespace_of
 
 FAN_IN = 8
 """Results that one task of a tree joins."""
+
+
+def _join_torch_blocks() -> None:
+    """How blocks are merged where an axis must be in one: of other libraries' arrays, Dask knows that itself."""
+    import torch
+
+    def joined(arrays: Iterable[Array], axis: int = 0) -> Array:
+        return torch.cat(tuple(arrays), dim=axis)
+
+    concatenate_lookup.register(torch.Tensor, joined)
+
+
+concatenate_lookup.register_lazy("torch", _join_torch_blocks)
 
 
 def namespace(block: Array) -> Namespace:
