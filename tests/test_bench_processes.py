@@ -158,7 +158,9 @@ def test_a_crash_or_a_hang_costs_its_own_cells_alone(folder: Path) -> None:
         elif operation == "softmax":
             assert status is Status.ERROR and reason == "the process was ended by SIGSEGV"
         elif operation == "log_sigmoid":
-            assert status is Status.TIMEOUT and re.fullmatch(r"ended after \d+ s", reason)
+            # Three seconds are the limit; on a busy machine the process that watches may come a little later.
+            waited = re.fullmatch(r"ended after (\d+) s", reason)
+            assert status is Status.TIMEOUT and waited is not None and int(waited[1]) >= 3
         else:
             assert status is Status.OK
     assert len(said) == 8
