@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -201,6 +202,47 @@ def test_callers_at_once_share_the_threads(monkeypatch: pytest.MonkeyPatch) -> N
     # A caller that comes while others have help does not send it home, but brings no more.
     assert _most_at_once(4, call) <= 4 + 3
     assert threads._callers == 0
+
+
+@pytest.mark.of_backend("numpy")
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system does not tell CPUs apart")
+def test_threads_are_kept_from_the_callers_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    from portable_ops_backends.cpu import threads
+
+    allowed = os.sched_getaffinity(0)
+    if len(allowed) < 2:
+        pytest.skip("one CPU")
+    monkeypatch.setattr(threads, "_pool", None)
+    monkeypatch.setattr(threads, "_threads", {})
+    monkeypatch.setattr(threads, "worker_count", lambda: 2)
+    caller = threading.get_ident()
+    seen: list[set[int]] = []
+
+    def work(part: int, start: int, stop: int) -> None:
+        time.sleep(0.002)
+        if threading.get_ident() != caller:
+            seen.append(os.sched_getaffinity(0))
+
+    # The pool has no thread before the first call.
+    threads.run_in_parts(work, 64, 1)
+    for cpu in sorted(allowed)[:2]:
+        monkeypatch.setattr(threads, "_current_cpu", lambda cpu=cpu: cpu)
+        seen.clear()
+        threads.run_in_parts(work, 64, 1)
+        assert seen
+        assert all(one == allowed - {cpu} for one in seen)
+
+
+@pytest.mark.of_backend("numpy")
+def test_calls_while_the_interpreter_ends() -> None:
+    script = """
+import atexit, numpy as np, portable_ops as po
+labels = np.ones((1024, 1024), np.uint8)
+po.confusion_matrix(labels, labels, 2)
+atexit.register(lambda: print(po.confusion_matrix(labels, labels, 2)[1, 1]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=100)
+    assert (done.stdout.strip(), done.stderr) == (str(1024**2), "")
 
 
 @pytest.mark.of_backend("torch")

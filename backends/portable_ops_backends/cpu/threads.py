@@ -6,12 +6,13 @@ do not survive a fork; a pool of Python threads does both, and takes less time t
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from functools import cache
 
 Queue = deque[tuple[int, int, int]]
@@ -20,6 +21,7 @@ PARTS_FOR_EACH = 4
 """Parts for each thread. More would even out more, and cost more where another thread holds the interpreter's lock."""
 
 _pool: ThreadPoolExecutor | None = None
+_threads: dict[int, set[int]] = {}  # of the pool, and the CPUs that each may use
 _callers = 0
 _lock = threading.Lock()
 _here = threading.local()
@@ -68,7 +70,7 @@ def run_in_parts(
     parts = parts_of(size, smallest, for_each)
     queue = deque((part, size * part // parts, size * (part + 1) // parts) for part in range(parts))
     with _helpers(min(thread_limit(), parts) - 1) as count:
-        others = [_executor().submit(_guarded, work, queue) for _ in range(count)]
+        others = _call_for_help(work, queue, count)
         try:
             _take(work, queue)
         finally:
@@ -109,6 +111,44 @@ def _helpers(wanted: int) -> Iterator[int]:
             _callers -= 1
 
 
+def _call_for_help(work: Callable[[int, int, int], None], queue: Queue, count: int) -> list[Future[None]]:
+    """What threads of the pool will do; nothing once the interpreter ends, where pools take no more."""
+    if count:
+        _keep_from_here()
+    others: list[Future[None]] = []
+    with suppress(RuntimeError):
+        for _ in range(count):
+            others.append(_executor().submit(_guarded, work, queue))  # noqa: PERF401 (what came before an error counts)
+    return others
+
+
+def _keep_from_here() -> None:
+    """Let the threads of the pool run on any CPU but the caller's.
+
+    A thread that wakes up is often put beside the one that woke it, where it waits while that works; kernels of small virtual
+    machines leave it there for milliseconds.
+    """
+    cpu = _current_cpu()
+    others = set() if cpu is None else os.sched_getaffinity(0) - {cpu}
+    for thread, before in tuple(_threads.items()) if others else ():
+        if others != before:
+            with suppress(OSError):  # forbidden, as in some containers
+                os.sched_setaffinity(thread, others)
+            _threads[thread] = others
+
+
+@cache
+def _libc() -> ctypes.CDLL | None:
+    libc = ctypes.CDLL(None) if hasattr(os, "sched_setaffinity") else None
+    return libc if hasattr(libc, "sched_getcpu") else None
+
+
+def _current_cpu() -> int | None:
+    """The number of the CPU that this thread runs on, where the system tells it and threads can be kept from it."""
+    libc = _libc()
+    return None if libc is None else int(libc.sched_getcpu())
+
+
 def _guarded(work: Callable[[int, int, int], None], queue: Queue) -> None:
     _here.busy = True
     try:
@@ -130,13 +170,17 @@ def _executor() -> ThreadPoolExecutor:
     global _pool
     with _lock:
         if _pool is None:
-            _pool = ThreadPoolExecutor(max(1, worker_count() - 1), thread_name_prefix="portable_ops")
+            _pool = ThreadPoolExecutor(
+                max(1, worker_count() - 1),
+                thread_name_prefix="portable_ops",
+                initializer=lambda: _threads.update({threading.get_native_id(): set()}),
+            )
         return _pool
 
 
 def _forget() -> None:
-    global _pool, _lock, _callers
-    _pool, _lock, _callers = None, threading.Lock(), 0
+    global _pool, _threads, _lock, _callers
+    _pool, _threads, _lock, _callers = None, {}, threading.Lock(), 0
 
 
 # The threads of a pool do not follow into a forked child, and its lock may be held there by nobody.
