@@ -209,6 +209,25 @@ def test_torch_alone_uses_its_own_bincount(name: str, monkeypatch: pytest.Monkey
         assert po.explain(po.mean_iou, labels, labels, 5).chosen == chosen
 
 
+@pytest.mark.parametrize("name", [pytest.param("torch", marks=needs("torch"))])
+@pytest.mark.parametrize("confusion", [True, False])
+def test_scores_of_torch_alone_do_not_wait(name: str, confusion: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from portable_ops_backends.cuda import availability
+
+    monkeypatch.setattr(availability, "is_cupy_installed", lambda: False)
+    labels = torch.arange(100, dtype=torch.uint8, device="cuda:0").reshape(2, 50) % 5
+    scores = po.SegmentationScores(5, ignore_index=4, confusion=confusion)
+    scores.update(labels, labels)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        scores.update(labels, labels)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert scores.compute().mean_iou() == 1.0
+
+
 @on_each()
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_memory_of_attention_grows_with_the_tokens(name: str, dtype: str) -> None:

@@ -203,8 +203,10 @@ def why_not_attention(
 def why_not_bincount(
     pred: Any, target: Any, /, num_classes: int, *, ignore_index: int | None = None, validate: bool | None = None
 ) -> str | None:
-    """`torch.bincount` has a shape that depends on values."""
-    return None if is_concrete(pred) and is_concrete(target) else "traced: torch.bincount needs values"
+    """`torch.bincount` has a shape that depends on values, for which it waits where they are on a GPU."""
+    if not (is_concrete(pred) and is_concrete(target)):
+        return "traced: torch.bincount needs values"
+    return "torch.bincount waits for the device" if validate is False and not on_host(pred) else None
 
 
 def why_not_numba(
