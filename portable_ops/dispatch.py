@@ -30,6 +30,7 @@ from portable_ops.routes import (
     kind_of,
     load_kernel,
     meet,
+    remember,
     route_of,
     route_of_backend,
 )
@@ -116,26 +117,35 @@ def operation(
         name, count, keywords = op.name, len(op.arrays), op.keyword_arrays
 
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            route = None
+            route = kernels = key = None
             if args:
                 meet(type(args[0]))
                 route = ROUTES.get(type(args[0]))
-            # Most calls are of arrays alone, where half a microsecond of looking at options would show.
-            if (
-                route is None
-                or not ((not kwargs and len(args) == count) or _is_plain(args, kwargs, count))
-                or not ((count == 1 and not kwargs) or _is_joined(route, args, kwargs, count, keywords))
-            ):
-                route, args, kwargs = _join(op, args, kwargs)  # type: ignore[assignment]
-            try:
-                check(route.xp, *args, **kwargs)
-            except TypeError as error:
-                raise _call_error(op, error, args, kwargs) from None
-            if not (_was_used and _mode.standard_only):
-                backend = route.backend
-                for kernel in backend.kernels.get(name, ()):
-                    if kernel.smallest and backend.size_of(args[0]) < kernel.smallest:
-                        continue
+            if route is not None:
+                try:
+                    signatures = route.signatures_of(args[:count])
+                    if signatures is not None and (not kwargs or _PLAIN.issuperset(map(type, kwargs.values()))):
+                        key = name, *signatures, *map(type, args), args[count:]
+                        if kwargs:
+                            key += *kwargs.items(), *map(type, kwargs.values())
+                        if not route.one_device:
+                            key += tuple(map(route.backend.device_of, args[:count]))
+                        kernels = route.checked.get(key)
+                except _NOT_TO_BE_REMEMBERED:
+                    key = None
+            if route is None or kernels is None:
+                if route is None or not _is_joined(route, args, kwargs, count, keywords):
+                    route, args, kwargs = _join(op, args, kwargs)  # type: ignore[assignment]
+                    key = None
+                try:
+                    check(route.xp, *args, **kwargs)
+                except TypeError as error:
+                    raise _call_error(op, error, args, kwargs) from None
+                kernels = _large_enough(route, name, args[0])
+                if key is not None:
+                    remember(route.checked, key, kernels)
+            if kernels and not (_was_used and _mode.standard_only):
+                for kernel in kernels:
                     if kernel.why_not(*args, **kwargs) is None:
                         return (KERNELS.get(kernel.function) or load_kernel(kernel.function))(*args, **kwargs)
             if not route.has_adapter:
@@ -221,37 +231,37 @@ def _register(
     return op
 
 
-def _is_plain(args: tuple[Any, ...], kwargs: dict[str, Any], count: int) -> bool:
-    """Whether no option is a scalar of NumPy's, in whose arithmetic ``num_classes**2`` may wrap around."""
-    for value in args[count:]:
-        if isinstance(value, np.generic):
-            return False
-    for value in kwargs.values():  # noqa: SIM110 (any() of a generator takes three times as long)
-        if isinstance(value, np.generic):
-            return False
-    return True
+# Options of other types are looked at on every call: a tensor is hashable, and (True, 0) equals (1, 0).
+_PLAIN = frozenset({bool, int, float, str, type(None)})
+
+# What a list raises, a tensor without a shape, and a shape with symbols in it.
+_NOT_TO_BE_REMEMBERED = AttributeError, RuntimeError, TypeError
+
+
+def _large_enough(route: Route, name: str, x: Array) -> tuple[Kernel, ...]:
+    """The kernels that are worth asking for an array of this size."""
+    backend = route.backend
+    kernels: tuple[Kernel, ...] = backend.kernels.get(name, ())
+    # A list: torch.compile takes no generator here.
+    return tuple([one for one in kernels if not one.smallest or backend.size_of(x) >= one.smallest])
 
 
 def _is_joined(
     route: Route, args: tuple[Any, ...], kwargs: dict[str, Any], count: int, keywords: tuple[str, ...]
 ) -> bool:
-    """Whether all array arguments are already arrays of one library on one device."""
-    first = args[0]
-    for array in args[1:count]:
-        # What is of the first array's type has its route.
-        if type(array) is not type(first) and ROUTES.get(type(array)) is not route:
+    """Whether all array arguments are already arrays of one library on one device, and no option is a scalar of NumPy's.
+
+    In the arithmetic of such a scalar ``num_classes**2`` may wrap around.
+    """
+    arrays = args[1:count] + tuple([kwargs[name] for name in keywords if kwargs.get(name) is not None])
+    for array in arrays:
+        if ROUTES.get(type(array)) is not route:
             return False
-        if not route.one_device and _devices_apart(route, first, array):
+        if not route.one_device and _devices_apart(route, args[0], array):
             return False
-    if kwargs:
-        for name in keywords:
-            array = kwargs.get(name)
-            if array is None:
-                continue
-            if ROUTES.get(type(array)) is not route:
-                return False
-            if not route.one_device and _devices_apart(route, first, array):
-                return False
+    for value in (*args[count:], *kwargs.values()):  # noqa: SIM110 (any() of a generator takes three times as long)
+        if isinstance(value, np.generic):
+            return False
     return True
 
 

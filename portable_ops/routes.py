@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from portable_ops.backend import Array, Backend, load, loaded_class, registered_backends
+from portable_ops.backend import Array, Backend, Kernel, load, loaded_class, registered_backends
 
 Namespace = Any
 """A module that follows the array API standard."""
@@ -18,13 +18,19 @@ Namespace = Any
 
 @dataclass(frozen=True, eq=False)
 class Route:
-    """What dispatch needs to know of an array type, found once per type."""
+    """What dispatch needs to know of an array type, found once per type.
+
+    `checked` remembers calls whose arguments passed their check, by all that the check looks at, with the kernels that
+    are worth asking for arrays of that size.
+    """
 
     backend: Backend
     xp: Namespace
     kinds: dict[Any, str] = field(default_factory=dict)
     one_device: bool = True
     has_adapter: bool = True
+    signatures_of: Callable[[tuple[Array, ...]], Any] = lambda arrays: None
+    checked: dict[Any, tuple[Kernel, ...]] = field(default_factory=dict)
 
 
 ROUTES: dict[type, Route] = {}
@@ -93,6 +99,17 @@ def meet(cls: type) -> None:
 meet._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+MOST_REMEMBERED = 2**12
+"""Calls of different shapes or options that are remembered, for each array library."""
+
+
+def remember(table: dict[Any, tuple[Kernel, ...]], key: Any, kernels: tuple[Kernel, ...]) -> None:
+    """Add to a table, which is emptied when it is full. Threads may do so at once: an entry lost is found again."""
+    if len(table) >= MOST_REMEMBERED:
+        table.clear()
+    table[key] = kernels
+
+
 def load_kernel(path: str) -> Callable[..., Any]:
     """Import a kernel."""
     function: Callable[..., Any] = load(path)
@@ -106,7 +123,7 @@ def route_of_backend(backend: Backend) -> Route:
     if route is None:
         xp = importlib.import_module(backend.namespace)
         # One winner if two threads come here at once: routes are compared by identity.
-        route = _ROUTE_OF_BACKEND.setdefault(backend.name, Route(backend, xp, _kinds(xp), len(backend.devices()) < 2))
+        route = _ROUTE_OF_BACKEND.setdefault(backend.name, Route(backend, xp, _kinds(xp), len(backend.devices()) < 2, signatures_of=backend.signatures_of))
         for path in backend.array_types:
             taken = loaded_class(path)
             if taken is not None:
