@@ -116,26 +116,18 @@ def operation(
         op = _register(definition, check, keyword_arrays, differentiable=differentiable, public=public)
         name, count, keywords = op.name, len(op.arrays), op.keyword_arrays
 
-        def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            route = kernels = key = None
+        def call_in_full(args: Any, kwargs: Any) -> Any:
+            route = key = None
             if args:
                 meet(type(args[0]))
                 route = ROUTES.get(type(args[0]))
+            kernels = None
             if route is not None:
-                try:
-                    signatures = route.signatures_of(args[:count])
-                    if signatures is not None and (not kwargs or _PLAIN.issuperset(map(type, kwargs.values()))):
-                        key = name, *signatures, *map(type, args), args[count:]
-                        if kwargs:
-                            key += *kwargs.items(), *map(type, kwargs.values())
-                        if not route.one_device:
-                            key += tuple(map(route.backend.device_of, args[:count]))
-                        kernels = route.checked.get(key)
-                except _NOT_TO_BE_REMEMBERED:
-                    key = None
+                key = _key_of(name, route, args, kwargs, count)
+                kernels = None if key is None else route.checked.get(key)
             if route is None or kernels is None:
                 if route is None or not _is_joined(route, args, kwargs, count, keywords):
-                    route, args, kwargs = _join(op, args, kwargs)  # type: ignore[assignment]
+                    route, args, kwargs = _join(op, args, kwargs)
                     key = None
                 try:
                     check(route.xp, *args, **kwargs)
@@ -144,7 +136,7 @@ def operation(
                 kernels = _large_enough(route, name, args[0])
                 if key is not None:
                     remember(route.checked, key, kernels)
-            if kernels and not (_was_used and _mode.standard_only):
+            if not (_was_used and _mode.standard_only):
                 for kernel in kernels:
                     if kernel.why_not(*args, **kwargs) is None:
                         return (KERNELS.get(kernel.function) or load_kernel(kernel.function))(*args, **kwargs)
@@ -152,15 +144,34 @@ def operation(
                 return _defined_for_stranger(op, route, args, kwargs)
             return definition(route.xp, *args, **kwargs)
 
+        # Below are the same steps for arrays without options, where to pass *args and **kwargs on takes half of the time.
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if kwargs or not args or (_was_used and _mode.standard_only):
+                return call_in_full(args, kwargs)
+            meet(type(args[0]))
+            route = ROUTES.get(type(args[0]))
+            if route is None:
+                return call_in_full(args, kwargs)
+            try:
+                kernels = route.checked.get((name, *route.signatures_of(args[:count]), *map(type, args), args[count:]))
+            except _NOT_TO_BE_REMEMBERED:
+                kernels = None
+            if kernels is None:
+                return call_in_full(args, kwargs)
+            for kernel in kernels:
+                if kernel.why_not(*args) is None:
+                    return (KERNELS.get(kernel.function) or load_kernel(kernel.function))(*args)
+            return definition(route.xp, *args)  # type: ignore[call-arg]
+
         def call_of_one(*args: Any, **kwargs: Any) -> Any:
-            # The same steps for one array without options, where to pass *args and **kwargs on would take half the time.
             if len(args) != 1 or kwargs or (_was_used and _mode.standard_only):
-                return call(*args, **kwargs)
+                return call_in_full(args, kwargs)
             (x,) = args
             meet(type(x))
             route = ROUTES.get(type(x))
             if route is None or not route.has_adapter:
-                return call(*args, **kwargs)
+                return call_in_full(args, kwargs)
             check(route.xp, x)  # type: ignore[call-arg]
             backend = route.backend
             for kernel in backend.kernels.get(name, ()):
@@ -234,8 +245,22 @@ def _register(
 # Options of other types are looked at on every call: a tensor is hashable, and (True, 0) equals (1, 0).
 _PLAIN = frozenset({bool, int, float, str, type(None)})
 
-# What a list raises, a tensor without a shape, and a shape with symbols in it.
+# What a list raises, a tensor without a shape, a shape with symbols in it, and None, for what is being traced.
 _NOT_TO_BE_REMEMBERED = AttributeError, RuntimeError, TypeError
+
+
+def _key_of(name: str, route: Route, args: tuple[Any, ...], kwargs: dict[str, Any], count: int) -> Any:
+    """All that a check looks at, by which dispatch remembers that it was passed; None where that is not to be remembered."""
+    if not _PLAIN.issuperset(map(type, kwargs.values())):
+        return None
+    try:
+        key = name, *route.signatures_of(args[:count]), *map(type, args), args[count:]
+        if kwargs:
+            key += *kwargs.items(), *map(type, kwargs.values())
+        hash(key)
+    except _NOT_TO_BE_REMEMBERED:
+        return None
+    return key
 
 
 def _large_enough(route: Route, name: str, x: Array) -> tuple[Kernel, ...]:

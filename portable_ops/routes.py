@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +29,7 @@ class Route:
     kinds: dict[Any, str] = field(default_factory=dict)
     one_device: bool = True
     has_adapter: bool = True
-    signatures_of: Callable[[tuple[Array, ...]], Any] = lambda arrays: None
+    signatures_of: Callable[[tuple[Array, ...]], Iterable[Any] | None] = lambda arrays: None
     checked: dict[Any, tuple[Kernel, ...]] = field(default_factory=dict)
 
 
@@ -122,8 +122,9 @@ def route_of_backend(backend: Backend) -> Route:
     route = _ROUTE_OF_BACKEND.get(backend.name)
     if route is None:
         xp = importlib.import_module(backend.namespace)
+        one_device = len(backend.devices()) < 2
         # One winner if two threads come here at once: routes are compared by identity.
-        route = _ROUTE_OF_BACKEND.setdefault(backend.name, Route(backend, xp, _kinds(xp), len(backend.devices()) < 2, signatures_of=backend.signatures_of))
+        route = _ROUTE_OF_BACKEND.setdefault(backend.name, Route(backend, xp, _kinds(xp), one_device, signatures_of=_signatures_of(backend, one_device)))
         for path in backend.array_types:
             taken = loaded_class(path)
             if taken is not None:
@@ -133,6 +134,18 @@ def route_of_backend(backend: Backend) -> Route:
                 if kernel.traceable:
                     load_kernel(kernel.function)
     return route
+
+
+def _signatures_of(backend: Backend, one_device: bool) -> Callable[[tuple[Array, ...]], Iterable[Any] | None]:
+    """The backend's own, with the devices of arrays where there are several."""
+    if one_device:
+        return backend.signatures_of
+
+    def with_devices(arrays: tuple[Array, ...]) -> Iterable[Any] | None:
+        signatures = backend.signatures_of(arrays)
+        return None if signatures is None else (*signatures, *map(backend.device_of, arrays))
+
+    return with_devices
 
 
 def _stranger(value: Array) -> Route:

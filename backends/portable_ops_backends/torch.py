@@ -138,8 +138,7 @@ def grad(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def why_not_elementwise(x: Any, /) -> str | None:
     """torch keeps integers apart."""
-    kind = kind_of(x)
-    return None if kind == "float" or kind == "half" else f"{kind} input is converted first"
+    return None if x.is_floating_point() else f"{kind_of(x)} input is converted first"
 
 
 def why_not_softmax(x: Any, /, *, axis: Any = -1, where: Any = None) -> str | None:

@@ -140,11 +140,11 @@ def binary_cross_entropy(
     dtype = logits.dtype
     scores = logits.float() if dtype in _HALF else logits
     shares = target if target.dtype == scores.dtype else target.to(scores.dtype)
-    # Not F.binary_cross_entropy_with_logits, which adds z and log(sigmoid(z)): where these are nearly opposite, little is left.
-    positive = F.softplus(-scores, 1, _STRAIGHT)
+    # Not F.binary_cross_entropy_with_logits, which adds z and -log(sigmoid(z)) and loses digits where these nearly cancel.
+    if_positive = F.softplus(-scores, 1, _STRAIGHT)
     if pos_weight is not None:
-        positive = positive * pos_weight.to(scores.dtype)
-    loss = torch.lerp(F.softplus(scores, 1, _STRAIGHT), positive, shares)
+        if_positive = if_positive * pos_weight.to(scores.dtype)
+    loss = torch.lerp(F.softplus(scores, 1, _STRAIGHT), if_positive, shares)
     if weight is not None:
         loss = loss * weight.to(scores.dtype)
     if reduction == "mean":
