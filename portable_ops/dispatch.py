@@ -16,23 +16,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-import numpy as np
-
-from portable_ops.backend import Array, Kernel, registered_backends
+from portable_ops.backend import Array, Kernel
+from portable_ops.joining import is_joined, join
 from portable_ops.routes import (
     KERNELS,
     ROUTES,
     Namespace,
     Route,
-    default_dtype,
-    describe,
-    dtype_name,
-    kind_of,
     load_kernel,
     meet,
     remember,
-    route_of,
-    route_of_backend,
 )
 
 P = ParamSpec("P")
@@ -126,8 +119,8 @@ def operation(
                 key = _key_of(name, route, args, kwargs, count)
                 kernels = None if key is None else route.checked.get(key)
             if route is None or kernels is None:
-                if route is None or not _is_joined(route, args, kwargs, count, keywords):
-                    route, args, kwargs = _join(op, args, kwargs)
+                if route is None or not is_joined(route, args, kwargs, count, keywords):
+                    route, args, kwargs = join(op, args, kwargs)
                     key = None
                 try:
                     check(route.xp, *args, **kwargs)
@@ -151,12 +144,15 @@ def operation(
                 return call_in_full(args, kwargs)
             meet(type(args[0]))
             route = ROUTES.get(type(args[0]))
-            if route is None:
+            if route is None or route.signatures_of is None:
                 return call_in_full(args, kwargs)
+            kernels = None
             try:
-                kernels = route.checked.get((name, *route.signatures_of(args[:count]), *map(type, args), args[count:]))
+                signatures = route.signatures_of(args[:count])
+                if signatures is not None:
+                    kernels = route.checked.get((name, *signatures, *map(type, args), args[count:]))
             except _NOT_TO_BE_REMEMBERED:
-                kernels = None
+                pass
             if kernels is None:
                 return call_in_full(args, kwargs)
             for kernel in kernels:
@@ -245,16 +241,19 @@ def _register(
 # Options of other types are looked at on every call: a tensor is hashable, and (True, 0) equals (1, 0).
 _PLAIN = frozenset({bool, int, float, str, type(None)})
 
-# What a list raises, a tensor without a shape, a shape with symbols in it, and None, for what is being traced.
+# What a list raises, a tensor without a shape, and a shape with symbols in it.
 _NOT_TO_BE_REMEMBERED = AttributeError, RuntimeError, TypeError
 
 
 def _key_of(name: str, route: Route, args: tuple[Any, ...], kwargs: dict[str, Any], count: int) -> Any:
     """All that a check looks at, by which dispatch remembers that it was passed; None where that is not to be remembered."""
-    if not _PLAIN.issuperset(map(type, kwargs.values())):
+    if route.signatures_of is None or not _PLAIN.issuperset(map(type, kwargs.values())):
         return None
     try:
-        key = name, *route.signatures_of(args[:count]), *map(type, args), args[count:]
+        signatures = route.signatures_of(args[:count])
+        if signatures is None:
+            return None
+        key = name, *signatures, *map(type, args), args[count:]
         if kwargs:
             key += *kwargs.items(), *map(type, kwargs.values())
         hash(key)
@@ -269,91 +268,6 @@ def _large_enough(route: Route, name: str, x: Array) -> tuple[Kernel, ...]:
     kernels: tuple[Kernel, ...] = backend.kernels.get(name, ())
     # A list: torch.compile takes no generator here.
     return tuple([one for one in kernels if not one.smallest or backend.size_of(x) >= one.smallest])
-
-
-def _is_joined(
-    route: Route, args: tuple[Any, ...], kwargs: dict[str, Any], count: int, keywords: tuple[str, ...]
-) -> bool:
-    """Whether all array arguments are already arrays of one library on one device, and no option is a scalar of NumPy's.
-
-    In the arithmetic of such a scalar ``num_classes**2`` may wrap around.
-    """
-    arrays = args[1:count] + tuple([kwargs[name] for name in keywords if kwargs.get(name) is not None])
-    for array in arrays:
-        if ROUTES.get(type(array)) is not route:
-            return False
-        if not route.one_device and _devices_apart(route, args[0], array):
-            return False
-    for value in (*args[count:], *kwargs.values()):  # noqa: SIM110 (any() of a generator takes three times as long)
-        if isinstance(value, np.generic):
-            return False
-    return True
-
-
-def _devices_apart(route: Route, one: Array, other: Array) -> tuple[Any, Any] | None:
-    """The devices of two arrays if they differ; an array without a device, such as a tracer, is at home on any."""
-    here, there = route.backend.device_of(one), route.backend.device_of(other)
-    return None if here is None or there is None or here == there else (here, there)
-
-
-def _join(
-    op: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Route, tuple[Any, ...], dict[str, Any]]:
-    """Bring lists and scalars to the library and device of the arrays beside them; refuse mixtures."""
-    try:
-        op.signature.bind(*args, **kwargs)
-    except TypeError as error:
-        raise TypeError(f"{op.name}: {error}") from None
-    count = len(op.arrays)
-    args = args[:count] + tuple(map(_python, args[count:]))
-    kwargs = {name: value if name in op.keyword_arrays else _python(value) for name, value in kwargs.items()}
-    given = dict(zip(op.arrays, args, strict=False))
-    given |= {name: kwargs[name] for name in op.keyword_arrays if kwargs.get(name) is not None}
-    routes = {name: route_of(value, name) for name, value in given.items()}
-    first = next((name for name, route in routes.items() if route is not None), None)
-    if first is None:
-        route, like = route_of_backend(registered_backends()["numpy"]), None
-    else:
-        found = routes[first]
-        assert found is not None
-        route, like = found, given[first]
-    for name, other in routes.items():
-        if other is None:
-            given[name] = _from_python(name, given[name], route, like)
-        elif other is not route:
-            raise TypeError(
-                f"{name}: got a {other.backend.name} array beside a {route.backend.name} array in {first}; "
-                "expected arrays of one library (convert one of them explicitly)"
-            )
-        elif not route.one_device and (apart := _devices_apart(route, like, given[name])):
-            raise ValueError(
-                f"{name}: got an array on device {apart[1]} beside one on {apart[0]} in {first}; expected one device"
-            )
-    joined = tuple(given[name] for name in op.arrays[: len(args)]) + args[len(op.arrays) :]
-    return route, joined, kwargs | {name: given[name] for name in op.keyword_arrays if name in given}
-
-
-def _python(value: Any) -> Any:
-    """A scalar of NumPy's as Python's own; anything else as it is."""
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _from_python(name: str, value: Any, route: Route, like: Array | None) -> Array:
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise ValueError(f"{name}: got a list that is not rectangular ({error}); expected an array") from None
-    if array.dtype.kind not in "biufc":
-        raise TypeError(f"{name}: got {describe(value)}; expected an array, or a list or scalar of numbers")
-    if like is None:
-        return array
-    dtype = None
-    if array.dtype.kind == "f":
-        floating = kind_of(like) in ("float", "half")
-        dtype = dtype_name(like.dtype if floating else default_dtype(route.xp, like, "real floating"))
-    elif array.dtype.kind in "iu":
-        dtype = dtype_name(default_dtype(route.xp, like, "integral"))
-    return route.backend.from_numpy(array, device=route.backend.device_of(like), dtype=dtype)
 
 
 def _call_error(op: Operation, error: TypeError, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TypeError:
@@ -416,7 +330,7 @@ def explain(op: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Expla
         kept = {key: value for key, value in bound.items() if key in inner.signature.parameters}
         positional = [kept.pop(key) for key in inner.arrays]
         return explain(described.base, *positional, **kept)
-    route, args, kwargs = _join(described, args, kwargs)
+    route, args, kwargs = join(described, args, kwargs)
     described.check(route.xp, *args, **kwargs)
     declined: list[tuple[str, str]] = []
     kernels: tuple[Kernel, ...] = route.backend.kernels.get(name, ())

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from portable_ops.backend import Array, Backend, Kernel, load, loaded_class, registered_backends
+from portable_ops.backend import Array, Backend, Kernel, Signatures, load, loaded_class, registered_backends
 
 Namespace = Any
 """A module that follows the array API standard."""
@@ -29,7 +29,7 @@ class Route:
     kinds: dict[Any, str] = field(default_factory=dict)
     one_device: bool = True
     has_adapter: bool = True
-    signatures_of: Callable[[tuple[Array, ...]], Iterable[Any] | None] = lambda arrays: None
+    signatures_of: Signatures | None = None
     checked: dict[Any, tuple[Kernel, ...]] = field(default_factory=dict)
 
 
@@ -124,7 +124,8 @@ def route_of_backend(backend: Backend) -> Route:
         xp = importlib.import_module(backend.namespace)
         one_device = len(backend.devices()) < 2
         # One winner if two threads come here at once: routes are compared by identity.
-        route = _ROUTE_OF_BACKEND.setdefault(backend.name, Route(backend, xp, _kinds(xp), one_device, signatures_of=_signatures_of(backend, one_device)))
+        found = Route(backend, xp, _kinds(xp), one_device, signatures_of=_signatures_of(backend, one_device))
+        route = _ROUTE_OF_BACKEND.setdefault(backend.name, found)
         for path in backend.array_types:
             taken = loaded_class(path)
             if taken is not None:
@@ -136,13 +137,14 @@ def route_of_backend(backend: Backend) -> Route:
     return route
 
 
-def _signatures_of(backend: Backend, one_device: bool) -> Callable[[tuple[Array, ...]], Iterable[Any] | None]:
+def _signatures_of(backend: Backend, one_device: bool) -> Signatures | None:
     """The backend's own, with the devices of arrays where there are several."""
-    if one_device:
-        return backend.signatures_of
+    own = backend.signatures_of
+    if own is None or one_device:
+        return own
 
     def with_devices(arrays: tuple[Array, ...]) -> Iterable[Any] | None:
-        signatures = backend.signatures_of(arrays)
+        signatures = own(arrays)
         return None if signatures is None else (*signatures, *map(backend.device_of, arrays))
 
     return with_devices

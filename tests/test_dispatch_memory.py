@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -54,7 +54,11 @@ def test_a_call_is_remembered_once(checked: dict[Any, Any]) -> None:
             TypeError,
         ),
         # Values are looked at by what runs, on every call.
-        (lambda: po.confusion_matrix(LABELS, LABELS, 2), lambda: po.confusion_matrix(LABELS, LABELS + 1, 2), ValueError),
+        (
+            lambda: po.confusion_matrix(LABELS, LABELS, 2),
+            lambda: po.confusion_matrix(LABELS, LABELS + 1, 2),
+            ValueError,
+        ),
         (lambda: po.cross_entropy(P, LABELS[:2]), lambda: po.cross_entropy(P, LABELS[:2] + 1), ValueError),
     ],
 )
@@ -126,7 +130,9 @@ def numpy_route(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Route]:
         backend = dataclasses.replace(registered_backends()["numpy"], **changes)
         one_device = len(backend.devices()) < 2
         usual = route_of_backend(registered_backends()["numpy"])
-        route = Route(backend, usual.xp, usual.kinds, one_device, signatures_of=routes._signatures_of(backend, one_device))
+        route = Route(
+            backend, usual.xp, usual.kinds, one_device, signatures_of=routes._signatures_of(backend, one_device)
+        )
         monkeypatch.setitem(ROUTES, np.ndarray, route)
         return route
 
@@ -152,7 +158,12 @@ def test_a_kernel_is_asked_on_every_call(numpy_route: Callable[..., Route], monk
     numpy_route(kernels={"dice_coefficient": (Kernel(name="other", function="nowhere:other", why_not=why_not),)})
     read_only, turned, negative = P.copy(), P.T, -P - 1
     read_only.flags.writeable = False
-    for array, chosen in ((P, "other"), (read_only, "definition"), (turned, "definition"), (negative, "definition")) * 2:
+    for array, chosen in (
+        (P, "other"),
+        (read_only, "definition"),
+        (turned, "definition"),
+        (negative, "definition"),
+    ) * 2:
         assert po.explain(po.dice_coefficient, array, T).chosen == chosen
         assert (po.dice_coefficient(array, T) == "other") == (chosen == "other")
 
@@ -181,11 +192,11 @@ def test_the_definition_is_asked_for_after_a_kernel_ran(
 
 
 @pytest.fixture
-def torch() -> Iterator[Any]:
+def torch() -> Any:
     torch = pytest.importorskip("torch", reason="torch is not installed")
     po.sigmoid(torch.zeros(1))
     ROUTES[torch.Tensor].checked.clear()
-    yield torch
+    return torch
 
 
 @pytest.mark.of_backend("torch")

@@ -16,7 +16,7 @@ from portable_ops.counting import Areas, count_areas, count_pairs
 from portable_ops.dispatch import standard_only
 from portable_ops.labels import ignored_labels, in_range, require_in_range, widened
 from portable_ops.routes import values_are_at_hand
-from portable_ops_backends.torch import is_concrete, on_host
+from portable_ops_backends.torch_tensors import is_concrete, on_host
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -121,7 +121,7 @@ def cross_entropy(
     return loss if loss.dtype == logits.dtype else loss.to(logits.dtype)
 
 
-_REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
+_REDUCTIONS: dict[str, Any] = {"none": 0, "mean": 1, "sum": 2}
 
 
 def binary_cross_entropy(
