@@ -3,7 +3,8 @@
 A definition is a function of the array namespace and the operation's own arguments that uses the array API standard
 alone. `operation` makes the public function of it. The path of a call is: one dictionary look-up by `type(x)`, one
 check that is the same for every backend, then the backend's kernels in order, each asked `why_not`. `explain` asks
-the same questions.
+the same questions. Where a check takes longer than to look its arguments up, dispatch remembers that they passed it;
+what kernels are asked, which depends on gradients, memory and values, it asks on every call.
 """
 
 from __future__ import annotations
@@ -96,7 +97,8 @@ def operation(
     Parameters
     ----------
     check : callable
-        Has the definition's signature; raises TypeError or ValueError for bad arguments, for all backends alike.
+        Has the definition's signature; raises TypeError or ValueError for bad arguments, for all backends alike. It looks
+        at types, dtypes, shapes and options, never at values: dispatch remembers which of these have passed.
     keyword_arrays : tuple of str
         The keyword arguments that hold arrays. Positional-only arguments always do.
     differentiable : bool
@@ -247,7 +249,7 @@ _NOT_TO_BE_REMEMBERED = AttributeError, RuntimeError, TypeError
 
 def _key_of(name: str, route: Route, args: tuple[Any, ...], kwargs: dict[str, Any], count: int) -> Any:
     """All that a check looks at, by which dispatch remembers that it was passed; None where that is not to be remembered."""
-    if route.signatures_of is None or not _PLAIN.issuperset(map(type, kwargs.values())):
+    if route.signatures_of is None or not _PLAIN.issuperset(map(type, (*args[count:], *kwargs.values()))):
         return None
     try:
         signatures = route.signatures_of(args[:count])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -265,6 +266,13 @@ def test_nothing_is_remembered_of_traces(torch: Any) -> None:
         assert compiled(ones, ones) == 1
         assert symbolic(ones, ones) == 1
     torch.testing.assert_close(compiled(p, t), expected)
+    assert len(checked) == known
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit.trace is deprecated, and warns of every choice that it cannot see
+        traced = torch.jit.trace(lambda p, t: po.dice_coefficient(p, t), (p, t))
+    torch.testing.assert_close(traced(p, t), expected)
+    count = torch.tensor(2)
+    po.confusion_matrix(t.int(), t.int(), count)
     assert len(checked) == known
     with FakeTensorMode() as mode:
         for _ in range(2):
