@@ -3,8 +3,8 @@
 A definition is a function of the array namespace and the operation's own arguments that uses the array API standard
 alone. `operation` makes the public function of it. The path of a call is: one dictionary look-up by `type(x)`, one
 check that is the same for every backend, then the backend's kernels in order, each asked `why_not`. `explain` asks
-the same questions. Where a check takes longer than to look its arguments up, dispatch remembers that they passed it;
-what kernels are asked, which depends on gradients, memory and values, it asks on every call.
+the same questions. Of several arrays without options, whose check takes longer than to look them up, dispatch remembers
+that they passed it; what kernels are asked, which depends on gradients, memory and values, it asks on every call.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from portable_ops.backend import Array, Kernel
+from portable_ops.backend import Array, Backend, Kernel
 from portable_ops.joining import is_joined, join
 from portable_ops.routes import (
     KERNELS,
@@ -111,28 +111,25 @@ def operation(
         op = _register(definition, check, keyword_arrays, differentiable=differentiable, public=public)
         name, count, keywords = op.name, len(op.arrays), op.keyword_arrays
 
-        def call_in_full(args: Any, kwargs: Any) -> Any:
-            route = key = None
+        def call_in_full(args: Any, kwargs: Any, key: Any = None) -> Any:
+            route = None
             if args:
                 meet(type(args[0]))
                 route = ROUTES.get(type(args[0]))
-            kernels = None
-            if route is not None:
-                key = _key_of(name, route, args, kwargs, count)
-                kernels = None if key is None else route.checked.get(key)
-            if route is None or kernels is None:
-                if route is None or not is_joined(route, args, kwargs, count, keywords):
-                    route, args, kwargs = join(op, args, kwargs)
-                    key = None
-                try:
-                    check(route.xp, *args, **kwargs)
-                except TypeError as error:
-                    raise _call_error(op, error, args, kwargs) from None
-                kernels = _large_enough(route, name, args[0])
-                if key is not None:
-                    remember(route.checked, key, kernels)
+            if route is None or not is_joined(route, args, kwargs, count, keywords):
+                route, args, kwargs = join(op, args, kwargs)
+                key = None
+            try:
+                check(route.xp, *args, **kwargs)
+            except TypeError as error:
+                raise _call_error(op, error, args, kwargs) from None
+            backend = route.backend
+            if key is not None and _PLAIN.issuperset(map(type, args[count:])):
+                remember(route.checked, key, _large_enough(backend, name, args[0]))
             if not (_was_used and _mode.standard_only):
-                for kernel in kernels:
+                for kernel in backend.kernels.get(name, ()):
+                    if kernel.smallest and backend.size_of(args[0]) < kernel.smallest:
+                        continue
                     if kernel.why_not(*args, **kwargs) is None:
                         return (KERNELS.get(kernel.function) or load_kernel(kernel.function))(*args, **kwargs)
             if not route.has_adapter:
@@ -148,15 +145,16 @@ def operation(
             route = ROUTES.get(type(args[0]))
             if route is None or route.signatures_of is None:
                 return call_in_full(args, kwargs)
-            kernels = None
+            key = kernels = None
             try:
                 signatures = route.signatures_of(args[:count])
                 if signatures is not None:
-                    kernels = route.checked.get((name, *signatures, *map(type, args), args[count:]))
+                    key = name, *signatures, *map(type, args), args[count:]
+                    kernels = route.checked.get(key)
             except _NOT_TO_BE_REMEMBERED:
-                pass
+                key = None
             if kernels is None:
-                return call_in_full(args, kwargs)
+                return call_in_full(args, kwargs, key)
             for kernel in kernels:
                 if kernel.why_not(*args) is None:
                     return (KERNELS.get(kernel.function) or load_kernel(kernel.function))(*args)
@@ -240,36 +238,16 @@ def _register(
     return op
 
 
-# Options of other types are looked at on every call: a tensor is hashable, and (True, 0) equals (1, 0).
+# With options of other types nothing is remembered: a tensor is hashable, and kept alive by what holds it.
 _PLAIN = frozenset({bool, int, float, str, type(None)})
 
 # What a list raises, a tensor without a shape, and a shape with symbols in it.
 _NOT_TO_BE_REMEMBERED = AttributeError, RuntimeError, TypeError
 
 
-def _key_of(name: str, route: Route, args: tuple[Any, ...], kwargs: dict[str, Any], count: int) -> Any:
-    """All that a check looks at, by which dispatch remembers that it was passed; None where that is not to be remembered."""
-    if route.signatures_of is None or not _PLAIN.issuperset(map(type, (*args[count:], *kwargs.values()))):
-        return None
-    try:
-        signatures = route.signatures_of(args[:count])
-        if signatures is None:
-            return None
-        key = name, *signatures, *map(type, args), args[count:]
-        if kwargs:
-            key += *kwargs.items(), *map(type, kwargs.values())
-        hash(key)
-    except _NOT_TO_BE_REMEMBERED:
-        return None
-    return key
-
-
-def _large_enough(route: Route, name: str, x: Array) -> tuple[Kernel, ...]:
+def _large_enough(backend: Backend, name: str, x: Array) -> tuple[Kernel, ...]:
     """The kernels that are worth asking for an array of this size."""
-    backend = route.backend
-    kernels: tuple[Kernel, ...] = backend.kernels.get(name, ())
-    # A list: torch.compile takes no generator here.
-    return tuple([one for one in kernels if not one.smallest or backend.size_of(x) >= one.smallest])
+    return tuple(one for one in backend.kernels.get(name, ()) if not one.smallest or backend.size_of(x) >= one.smallest)
 
 
 def _call_error(op: Operation, error: TypeError, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TypeError:

@@ -20,8 +20,8 @@ Namespace = Any
 class Route:
     """What dispatch needs to know of an array type, found once per type.
 
-    `checked` remembers calls whose arguments passed their check, by all that the check looks at, with the kernels that
-    are worth asking for arrays of that size.
+    `checked` remembers calls without options whose arguments passed their check, by all that the check looks at, with the
+    kernels that are worth asking for arrays of that size.
     """
 
     backend: Backend
@@ -100,7 +100,7 @@ meet._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 MOST_REMEMBERED = 2**12
-"""Calls of different shapes or options that are remembered, for each array library."""
+"""Calls of different shapes that are remembered, for each array library."""
 
 
 def remember(table: dict[Any, tuple[Kernel, ...]], key: Any, kernels: tuple[Kernel, ...]) -> None:
