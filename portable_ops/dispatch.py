@@ -124,7 +124,7 @@ def operation(
             except TypeError as error:
                 raise _call_error(op, error, args, kwargs) from None
             backend = route.backend
-            if key is not None and _PLAIN.issuperset(map(type, args[count:])):
+            if key is not None and _may_be_kept(args, count):
                 remember(route.checked, key, _large_enough(backend, name, args[0]))
             if not (_was_used and _mode.standard_only):
                 for kernel in backend.kernels.get(name, ()):
@@ -238,11 +238,14 @@ def _register(
     return op
 
 
-# With options of other types nothing is remembered: a tensor is hashable, and kept alive by what holds it.
-_PLAIN = frozenset({bool, int, float, str, type(None)})
-
 # What a list raises, a tensor without a shape, and a shape with symbols in it.
 _NOT_TO_BE_REMEMBERED = AttributeError, RuntimeError, TypeError
+
+
+def _may_be_kept(args: tuple[Any, ...], count: int) -> bool:
+    """Whether sizes and options are plain; torch also takes tensors for them, which are hashable, and would be kept alive."""
+    sizes = {type(size) for array in args[:count] for size in array.shape}
+    return sizes <= {int} and {type(value) for value in args[count:]} <= {bool, int, float, str, type(None)}
 
 
 def _large_enough(backend: Backend, name: str, x: Array) -> tuple[Kernel, ...]:

@@ -47,8 +47,5 @@ _dtype_and_shape = attrgetter("dtype", "shape")
 
 
 def signatures_of(tensors: tuple[Any, ...]) -> Iterable[Any] | None:
-    """Dtypes and shapes; none in a trace, which a compiler would tie to them, and in which shapes may hold tensors."""
-    torch = sys.modules["torch"]
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
-        return None
-    return map(_dtype_and_shape, tensors)
+    """Dtypes and shapes; none while a compiler traces, which would make guards of them."""
+    return None if sys.modules["torch"].compiler.is_compiling() else map(_dtype_and_shape, tensors)
