@@ -14,7 +14,7 @@ import importlib
 import math
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
@@ -26,6 +26,9 @@ ENTRY_POINT_GROUP = "portable_ops.backends"
 
 Array = Any
 """An array of any library that follows the array API standard."""
+
+Signatures = Callable[[tuple[Array, ...]], Iterable[Any] | None]
+"""What `Backend.signatures_of` is."""
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -94,6 +97,9 @@ class Backend:
         ``(array)``: whether the values lie in memory that the CPU reads without a transfer.
     size_of : callable
         ``(array)``: the number of elements, or, where a trace would be tied to it, one larger than any.
+    signatures_of : callable or None
+        ``(arrays)``: dtype and shape of each, hashable, by which dispatch remembers that arguments passed their check; None
+        where a trace would be tied to them. Without it nothing is remembered.
     synchronize : callable
         ``(*arrays)``: return once the arrays' values are there, which computes lazy ones. Timers call it.
     rng, uniform : callable
@@ -145,6 +151,7 @@ class Backend:
     is_concrete: Callable[[Array], bool] = lambda array: True
     on_host: Callable[[Array], bool] = lambda array: True
     size_of: Callable[[Array], int] = lambda array: math.prod(array.shape)
+    signatures_of: Signatures | None = None
     synchronize: Callable[..., None] = lambda *arrays: None
     rng: Callable[..., Any] | None = None
     uniform: Callable[..., Array] | None = None

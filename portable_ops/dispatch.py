@@ -3,7 +3,8 @@
 A definition is a function of the array namespace and the operation's own arguments that uses the array API standard
 alone. `operation` makes the public function of it. The path of a call is: one dictionary look-up by `type(x)`, one
 check that is the same for every backend, then the backend's kernels in order, each asked `why_not`. `explain` asks
-the same questions.
+the same questions. Of several arrays without options, whose check takes longer than to look them up, dispatch remembers
+that they passed it; what kernels are asked, which depends on gradients, memory and values, it asks on every call.
 """
 
 from __future__ import annotations
@@ -16,22 +17,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-import numpy as np
-
-from portable_ops.backend import Array, Kernel, registered_backends
+from portable_ops.backend import Array, Backend, Kernel
+from portable_ops.joining import is_joined, join
 from portable_ops.routes import (
     KERNELS,
     ROUTES,
     Namespace,
     Route,
-    default_dtype,
-    describe,
-    dtype_name,
-    kind_of,
     load_kernel,
     meet,
-    route_of,
-    route_of_backend,
+    remember,
 )
 
 P = ParamSpec("P")
@@ -102,7 +97,8 @@ def operation(
     Parameters
     ----------
     check : callable
-        Has the definition's signature; raises TypeError or ValueError for bad arguments, for all backends alike.
+        Has the definition's signature; raises TypeError or ValueError for bad arguments, for all backends alike. It looks
+        at types, dtypes, shapes and options, never at values: dispatch remembers which of these have passed.
     keyword_arrays : tuple of str
         The keyword arguments that hold arrays. Positional-only arguments always do.
     differentiable : bool
@@ -115,24 +111,22 @@ def operation(
         op = _register(definition, check, keyword_arrays, differentiable=differentiable, public=public)
         name, count, keywords = op.name, len(op.arrays), op.keyword_arrays
 
-        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        def call_in_full(args: Any, kwargs: Any, key: Any = None) -> Any:
             route = None
             if args:
                 meet(type(args[0]))
                 route = ROUTES.get(type(args[0]))
-            # Most calls are of arrays alone, where half a microsecond of looking at options would show.
-            if (
-                route is None
-                or not ((not kwargs and len(args) == count) or _is_plain(args, kwargs, count))
-                or not ((count == 1 and not kwargs) or _is_joined(route, args, kwargs, count, keywords))
-            ):
-                route, args, kwargs = _join(op, args, kwargs)  # type: ignore[assignment]
+            if route is None or not is_joined(route, args, kwargs, count, keywords):
+                route, args, kwargs = join(op, args, kwargs)
+                key = None
             try:
                 check(route.xp, *args, **kwargs)
             except TypeError as error:
                 raise _call_error(op, error, args, kwargs) from None
+            backend = route.backend
+            if key is not None and _may_be_kept(args, count):
+                remember(route.checked, key, _large_enough(backend, name, args[0]))
             if not (_was_used and _mode.standard_only):
-                backend = route.backend
                 for kernel in backend.kernels.get(name, ()):
                     if kernel.smallest and backend.size_of(args[0]) < kernel.smallest:
                         continue
@@ -142,15 +136,38 @@ def operation(
                 return _defined_for_stranger(op, route, args, kwargs)
             return definition(route.xp, *args, **kwargs)
 
+        # Below are the same steps for arrays without options, where to pass *args and **kwargs on takes half of the time.
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if kwargs or not args or (_was_used and _mode.standard_only):
+                return call_in_full(args, kwargs)
+            meet(type(args[0]))
+            route = ROUTES.get(type(args[0]))
+            if route is None or route.signatures_of is None:
+                return call_in_full(args, kwargs)
+            key = kernels = None
+            try:
+                signatures = route.signatures_of(args[:count])
+                if signatures is not None:
+                    key = name, *signatures, *map(type, args), args[count:]
+                    kernels = route.checked.get(key)
+            except _NOT_TO_BE_REMEMBERED:
+                key = None
+            if kernels is None:
+                return call_in_full(args, kwargs, key)
+            for kernel in kernels:
+                if kernel.why_not(*args) is None:
+                    return (KERNELS.get(kernel.function) or load_kernel(kernel.function))(*args)
+            return definition(route.xp, *args)  # type: ignore[call-arg]
+
         def call_of_one(*args: Any, **kwargs: Any) -> Any:
-            # The same steps for one array without options, where to pass *args and **kwargs on would take half the time.
             if len(args) != 1 or kwargs or (_was_used and _mode.standard_only):
-                return call(*args, **kwargs)
+                return call_in_full(args, kwargs)
             (x,) = args
             meet(type(x))
             route = ROUTES.get(type(x))
             if route is None or not route.has_adapter:
-                return call(*args, **kwargs)
+                return call_in_full(args, kwargs)
             check(route.xp, x)  # type: ignore[call-arg]
             backend = route.backend
             for kernel in backend.kernels.get(name, ()):
@@ -221,104 +238,19 @@ def _register(
     return op
 
 
-def _is_plain(args: tuple[Any, ...], kwargs: dict[str, Any], count: int) -> bool:
-    """Whether no option is a scalar of NumPy's, in whose arithmetic ``num_classes**2`` may wrap around."""
-    for value in args[count:]:
-        if isinstance(value, np.generic):
-            return False
-    for value in kwargs.values():  # noqa: SIM110 (any() of a generator takes three times as long)
-        if isinstance(value, np.generic):
-            return False
-    return True
+# What a list raises, a tensor without a shape, and a shape with symbols in it.
+_NOT_TO_BE_REMEMBERED = AttributeError, RuntimeError, TypeError
 
 
-def _is_joined(
-    route: Route, args: tuple[Any, ...], kwargs: dict[str, Any], count: int, keywords: tuple[str, ...]
-) -> bool:
-    """Whether all array arguments are already arrays of one library on one device."""
-    first = args[0]
-    for array in args[1:count]:
-        # What is of the first array's type has its route.
-        if type(array) is not type(first) and ROUTES.get(type(array)) is not route:
-            return False
-        if not route.one_device and _devices_apart(route, first, array):
-            return False
-    if kwargs:
-        for name in keywords:
-            array = kwargs.get(name)
-            if array is None:
-                continue
-            if ROUTES.get(type(array)) is not route:
-                return False
-            if not route.one_device and _devices_apart(route, first, array):
-                return False
-    return True
+def _may_be_kept(args: tuple[Any, ...], count: int) -> bool:
+    """Whether sizes and options are plain; torch also takes tensors for them, which are hashable, and would be kept alive."""
+    sizes = {type(size) for array in args[:count] for size in array.shape}
+    return sizes <= {int} and {type(value) for value in args[count:]} <= {bool, int, float, str, type(None)}
 
 
-def _devices_apart(route: Route, one: Array, other: Array) -> tuple[Any, Any] | None:
-    """The devices of two arrays if they differ; an array without a device, such as a tracer, is at home on any."""
-    here, there = route.backend.device_of(one), route.backend.device_of(other)
-    return None if here is None or there is None or here == there else (here, there)
-
-
-def _join(
-    op: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Route, tuple[Any, ...], dict[str, Any]]:
-    """Bring lists and scalars to the library and device of the arrays beside them; refuse mixtures."""
-    try:
-        op.signature.bind(*args, **kwargs)
-    except TypeError as error:
-        raise TypeError(f"{op.name}: {error}") from None
-    count = len(op.arrays)
-    args = args[:count] + tuple(map(_python, args[count:]))
-    kwargs = {name: value if name in op.keyword_arrays else _python(value) for name, value in kwargs.items()}
-    given = dict(zip(op.arrays, args, strict=False))
-    given |= {name: kwargs[name] for name in op.keyword_arrays if kwargs.get(name) is not None}
-    routes = {name: route_of(value, name) for name, value in given.items()}
-    first = next((name for name, route in routes.items() if route is not None), None)
-    if first is None:
-        route, like = route_of_backend(registered_backends()["numpy"]), None
-    else:
-        found = routes[first]
-        assert found is not None
-        route, like = found, given[first]
-    for name, other in routes.items():
-        if other is None:
-            given[name] = _from_python(name, given[name], route, like)
-        elif other is not route:
-            raise TypeError(
-                f"{name}: got a {other.backend.name} array beside a {route.backend.name} array in {first}; "
-                "expected arrays of one library (convert one of them explicitly)"
-            )
-        elif not route.one_device and (apart := _devices_apart(route, like, given[name])):
-            raise ValueError(
-                f"{name}: got an array on device {apart[1]} beside one on {apart[0]} in {first}; expected one device"
-            )
-    joined = tuple(given[name] for name in op.arrays[: len(args)]) + args[len(op.arrays) :]
-    return route, joined, kwargs | {name: given[name] for name in op.keyword_arrays if name in given}
-
-
-def _python(value: Any) -> Any:
-    """A scalar of NumPy's as Python's own; anything else as it is."""
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _from_python(name: str, value: Any, route: Route, like: Array | None) -> Array:
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise ValueError(f"{name}: got a list that is not rectangular ({error}); expected an array") from None
-    if array.dtype.kind not in "biufc":
-        raise TypeError(f"{name}: got {describe(value)}; expected an array, or a list or scalar of numbers")
-    if like is None:
-        return array
-    dtype = None
-    if array.dtype.kind == "f":
-        floating = kind_of(like) in ("float", "half")
-        dtype = dtype_name(like.dtype if floating else default_dtype(route.xp, like, "real floating"))
-    elif array.dtype.kind in "iu":
-        dtype = dtype_name(default_dtype(route.xp, like, "integral"))
-    return route.backend.from_numpy(array, device=route.backend.device_of(like), dtype=dtype)
+def _large_enough(backend: Backend, name: str, x: Array) -> tuple[Kernel, ...]:
+    """The kernels that are worth asking for an array of this size."""
+    return tuple(one for one in backend.kernels.get(name, ()) if not one.smallest or backend.size_of(x) >= one.smallest)
 
 
 def _call_error(op: Operation, error: TypeError, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TypeError:
@@ -381,7 +313,7 @@ def explain(op: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Expla
         kept = {key: value for key, value in bound.items() if key in inner.signature.parameters}
         positional = [kept.pop(key) for key in inner.arrays]
         return explain(described.base, *positional, **kept)
-    route, args, kwargs = _join(described, args, kwargs)
+    route, args, kwargs = join(described, args, kwargs)
     described.check(route.xp, *args, **kwargs)
     declined: list[tuple[str, str]] = []
     kernels: tuple[Kernel, ...] = route.backend.kernels.get(name, ())

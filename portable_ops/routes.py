@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from portable_ops.backend import Array, Backend, load, loaded_class, registered_backends
+from portable_ops.backend import Array, Backend, Kernel, Signatures, load, loaded_class, registered_backends
 
 Namespace = Any
 """A module that follows the array API standard."""
@@ -18,13 +18,19 @@ Namespace = Any
 
 @dataclass(frozen=True, eq=False)
 class Route:
-    """What dispatch needs to know of an array type, found once per type."""
+    """What dispatch needs to know of an array type, found once per type.
+
+    `checked` remembers calls without options whose arguments passed their check, by all that the check looks at, with the
+    kernels that are worth asking for arrays of that size.
+    """
 
     backend: Backend
     xp: Namespace
     kinds: dict[Any, str] = field(default_factory=dict)
     one_device: bool = True
     has_adapter: bool = True
+    signatures_of: Signatures | None = None
+    checked: dict[Any, tuple[Kernel, ...]] = field(default_factory=dict)
 
 
 ROUTES: dict[type, Route] = {}
@@ -93,6 +99,17 @@ def meet(cls: type) -> None:
 meet._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+MOST_REMEMBERED = 2**12
+"""Calls of different shapes that are remembered, for each array library."""
+
+
+def remember(table: dict[Any, tuple[Kernel, ...]], key: Any, kernels: tuple[Kernel, ...]) -> None:
+    """Add to a table, which is emptied when it is full. Threads may do so at once: an entry lost is found again."""
+    if len(table) >= MOST_REMEMBERED:
+        table.clear()
+    table[key] = kernels
+
+
 def load_kernel(path: str) -> Callable[..., Any]:
     """Import a kernel."""
     function: Callable[..., Any] = load(path)
@@ -105,8 +122,10 @@ def route_of_backend(backend: Backend) -> Route:
     route = _ROUTE_OF_BACKEND.get(backend.name)
     if route is None:
         xp = importlib.import_module(backend.namespace)
+        one_device = len(backend.devices()) < 2
         # One winner if two threads come here at once: routes are compared by identity.
-        route = _ROUTE_OF_BACKEND.setdefault(backend.name, Route(backend, xp, _kinds(xp), len(backend.devices()) < 2))
+        found = Route(backend, xp, _kinds(xp), one_device, signatures_of=_signatures_of(backend, one_device))
+        route = _ROUTE_OF_BACKEND.setdefault(backend.name, found)
         for path in backend.array_types:
             taken = loaded_class(path)
             if taken is not None:
@@ -116,6 +135,19 @@ def route_of_backend(backend: Backend) -> Route:
                 if kernel.traceable:
                     load_kernel(kernel.function)
     return route
+
+
+def _signatures_of(backend: Backend, one_device: bool) -> Signatures | None:
+    """The backend's own, with the devices of arrays where there are several."""
+    own = backend.signatures_of
+    if own is None or one_device:
+        return own
+
+    def with_devices(arrays: tuple[Array, ...]) -> Iterable[Any] | None:
+        signatures = own(arrays)
+        return None if signatures is None else (*signatures, *map(backend.device_of, arrays))
+
+    return with_devices
 
 
 def _stranger(value: Array) -> Route:

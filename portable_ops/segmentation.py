@@ -251,6 +251,13 @@ def divided(intersection: Array, union: Array, absent: float) -> Array:
     return xp.where(empty, absent, xp.astype(intersection, dtype) / xp.astype(xp.where(empty, 1, union), dtype))
 
 
+def _areas(pred: Array, target: Array, num_classes: int, ignore_index: int | None, validate: bool | None) -> Areas:
+    """As `intersection_and_union`, called without options where there are none, which takes half the time to dispatch."""
+    if ignore_index is None and validate is None:
+        return intersection_and_union(pred, target, num_classes)
+    return intersection_and_union(pred, target, num_classes, ignore_index=ignore_index, validate=validate)
+
+
 def _of_areas(function: Callable[[Array, Array], Array], areas: Areas, shape: tuple[int, ...]) -> Array:
     """The function of intersection and union, later where these are computed later."""
     arrays = (areas.intersection, areas.union)
@@ -307,7 +314,7 @@ def class_iou(
     array([0.333, 0.333,   nan])
     """
     require_number_or_nan("absent", absent)
-    areas = intersection_and_union(pred, target, num_classes, ignore_index=ignore_index, validate=validate)
+    areas = _areas(pred, target, num_classes, ignore_index, validate)
     return _of_areas(partial(divided, absent=float(absent)), areas, (num_classes,))
 
 
@@ -373,7 +380,7 @@ def mean_iou(
             raise ValueError(complaint("absent", repr(absent), '"skip" or a number'))
     else:
         require_number_or_nan("absent", absent)
-    areas = intersection_and_union(pred, target, num_classes, ignore_index=ignore_index, validate=validate)
+    areas = _areas(pred, target, num_classes, ignore_index, validate)
     rule = absent if isinstance(absent, str) else float(absent)
     return _of_areas(partial(mean_of_areas, first=0 if include_background else 1, absent=rule), areas, ())
 

@@ -15,7 +15,7 @@ from portable_ops_bench.case import Tolerance
 
 from portable_ops import dispatch
 from portable_ops.backend import Backend, registered_backends
-from portable_ops.routes import backend_of, dtype_name, namespace_of
+from portable_ops.routes import backend_of, dtype_name, namespace_of, route_of_backend
 
 # Where a machine has none of a backend's devices, its tests are there, and skip.
 EXPECTED_DEVICES = {"cupy": ("cuda:0",)}
@@ -175,12 +175,14 @@ def strictest() -> Iterator[None]:
 @contextmanager
 def _all_large(backend: Backend) -> Iterator[None]:
     """Arrays of the backend are of more elements than any kernel's smallest."""
-    before = backend.size_of
+    before, checked = backend.size_of, route_of_backend(backend).checked
     object.__setattr__(backend, "size_of", lambda array: sys.maxsize if before(array) else 0)  # the dataclass is frozen
+    checked.clear()  # dispatch has seen small arrays
     try:
         yield
     finally:
         object.__setattr__(backend, "size_of", before)
+        checked.clear()
 
 
 @contextmanager

@@ -19,7 +19,7 @@ LIBRARIES = {"array_api_compat", "array_api_strict", "cupy", "dask", "jax", "num
 ALLOWED = {
     name: {"numpy"}
     for name in (
-        "dispatch.py",
+        "joining.py",
         "routes.py",
         "accumulators.py",
         "averaging.py",

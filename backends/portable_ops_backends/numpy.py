@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -71,6 +72,7 @@ backend = Backend(
     install="numpy",
     device_of=device_of,
     size_of=attrgetter("size"),
+    signatures_of=partial(map, attrgetter("dtype", "shape")),
     rng=rng,
     uniform=uniform,
     dtypes=("float16", "float32", "float64"),

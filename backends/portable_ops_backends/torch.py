@@ -13,6 +13,7 @@ from portable_ops.backend import Backend, Kernel, always
 from portable_ops.routes import kind_of
 from portable_ops_backends.cpu import availability
 from portable_ops_backends.cuda import availability as on_cuda
+from portable_ops_backends.torch_tensors import is_concrete, on_host, signatures_of, size_of
 
 
 def _torch() -> Any:
@@ -49,37 +50,6 @@ def to_numpy(array: Any) -> Any:
     torch = _torch()
     array = array.detach().resolve_conj().resolve_neg()
     return (array.float() if array.dtype == torch.bfloat16 else array).cpu().numpy()
-
-
-def is_concrete(array: Any) -> bool:
-    """Whether the values exist: not while compiling, under `torch.func`, or for meta and fake tensors."""
-    torch = sys.modules["torch"]
-    if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(array):
-        return False
-    # Under a dispatch mode, such as that of fake tensors, operations on real tensors need not give real results.
-    if array.is_meta or torch._is_functional_tensor(array) or torch._C._len_torch_dispatch_stack():
-        return False
-    # A fake tensor is of a subclass.
-    return type(array) is torch.Tensor or not _is_fake(array)
-
-
-def _is_fake(array: Any) -> bool:
-    fake = sys.modules.get("torch._subclasses.fake_tensor")
-    return fake is not None and isinstance(array, fake.FakeTensor)
-
-
-def on_host(array: Any) -> bool:
-    """Whether the CPU can read the values."""
-    return bool(array.is_cpu)
-
-
-def size_of(array: Any) -> int:
-    """The number of elements; of one that is traced, where it would become a guard, more than any has."""
-    torch = sys.modules["torch"]
-    # is_compiling() takes longer, and knows of export as well, where tensors are of other types.
-    if torch.compiler.is_dynamo_compiling() or (type(array) is not torch.Tensor and torch.compiler.is_compiling()):
-        return sys.maxsize
-    return int(array.numel())
 
 
 def synchronize(*arrays: Any) -> None:
@@ -125,8 +95,7 @@ def grad(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def why_not_elementwise(x: Any, /) -> str | None:
     """torch keeps integers apart."""
-    kind = kind_of(x)
-    return None if kind in ("float", "half") else f"{kind} input is converted first"
+    return None if x.is_floating_point() else f"{kind_of(x)} input is converted first"
 
 
 def why_not_softmax(x: Any, /, *, axis: Any = -1, where: Any = None) -> str | None:
@@ -138,12 +107,14 @@ def why_not_softmax(x: Any, /, *, axis: Any = -1, where: Any = None) -> str | No
     if axis != -1 and x.shape[axis] > 2**12 and axis != x.ndim - 1:
         # Beside the last axis torch adds one after the other: 1594 ULP were seen for 2**18 numbers.
         return "torch loses digits in so long a sum"
-    return why_not_elementwise(x)
+    return None if x.is_floating_point() else why_not_elementwise(x)
 
 
 def why_not_logsumexp(x: Any, /, *, axis: Any = -1, keepdims: bool = False, where: Any = None) -> str | None:
     """torch takes no mask."""
-    return "torch has no where=" if where is not None else why_not_elementwise(x)
+    if where is not None:
+        return "torch has no where="
+    return None if x.is_floating_point() else why_not_elementwise(x)
 
 
 def why_not_cross_entropy(
@@ -163,11 +134,33 @@ def why_not_cross_entropy(
     if not from_logits:
         return "torch takes logits"
     # Where values are at hand, the loss is looked at afterwards, which saves two reads.
-    if target.ndim == logits.ndim and not (on_host(logits) and is_concrete(logits) and is_concrete(target)):
+    if target.ndim == logits.ndim and not (on_host(logits) and is_concrete(logits, target)):
         return "torch makes nan of 0 * -inf in class probabilities"
     if weight is not None and weight.requires_grad:
         return "torch has no gradient with respect to the weights"
-    return "size 0" if 0 in logits.shape else why_not_elementwise(logits)
+    return why_not_elementwise(logits) if logits.numel() else "size 0"
+
+
+def why_not_binary_cross_entropy(
+    logits: Any,
+    target: Any,
+    /,
+    *,
+    weight: Any = None,
+    pos_weight: Any = None,
+    ignore_index: int | None = None,
+    reduction: str = "mean",
+    from_logits: bool = True,
+    eps: float | None = None,
+) -> str | None:
+    """A loss that is not finite is computed anew, so it must be possible to look at it."""
+    if not from_logits:
+        return "torch takes logits"
+    if ignore_index is not None:
+        return "torch ignores no index"
+    if not (on_host(logits) and is_concrete(logits, target)):
+        return "torch makes nan of 0 * inf"
+    return why_not_elementwise(logits)
 
 
 def why_not_attention(
@@ -187,7 +180,7 @@ def why_not_attention(
     """torch's dropout takes no generator, and nan in a masked key or value leaks into its result."""
     if dropout_p:
         return "torch's dropout takes no generator"
-    if 0 in query.shape or 0 in key.shape or 0 in value.shape:
+    if not (query.numel() and key.numel() and value.numel()):
         return "size 0"
     if query.is_cuda:
         reason = on_cuda.why_not_fused_attention(query, value, key.shape[-2], ndim=query.ndim, enable_gqa=enable_gqa)
@@ -204,7 +197,7 @@ def why_not_bincount(
     pred: Any, target: Any, /, num_classes: int, *, ignore_index: int | None = None, validate: bool | None = None
 ) -> str | None:
     """`torch.bincount` has a shape that depends on values, for which it waits where they are on a GPU."""
-    if not (is_concrete(pred) and is_concrete(target)):
+    if not is_concrete(pred, target):
         return "traced: torch.bincount needs values"
     return "torch.bincount waits for the device" if validate is False and not on_host(pred) else None
 
@@ -213,7 +206,7 @@ def why_not_numba(
     pred: Any, target: Any, /, num_classes: int, *, ignore_index: int | None = None, validate: bool | None = None
 ) -> str | None:
     """Host kernels read memory."""
-    if not (is_concrete(pred) and is_concrete(target)):
+    if not is_concrete(pred, target):
         return "traced: host kernels need values"
     if not on_host(pred):
         return f"on {pred.device}, not on the host"
@@ -225,8 +218,8 @@ def why_not_cuda(
 ) -> str | None:
     """CUDA kernels read the memory of a GPU, and CuPy launches them."""
     if not pred.is_cuda:
-        return f"on {pred.device}, not on a CUDA device"
-    if not (is_concrete(pred) and is_concrete(target)):
+        return "not on a CUDA device"  # to name the device would take a microsecond, on every call
+    if not is_concrete(pred, target):
         return "traced: the kernel needs memory"
     return on_cuda.why_not_counting(pred, target, num_classes, ignore_index=ignore_index, validate=validate)
 
@@ -366,6 +359,7 @@ backend = Backend(
     is_concrete=is_concrete,
     on_host=on_host,
     size_of=size_of,
+    signatures_of=signatures_of,
     synchronize=synchronize,
     rng=rng,
     uniform=uniform,
@@ -383,7 +377,10 @@ backend = Backend(
             _numba("torch_losses", "cross_entropy", why_not_numba_cross_entropy),
             *_native("cross_entropy", why_not_cross_entropy),
         ),
-        "binary_cross_entropy": (_numba("torch_losses", "binary_cross_entropy", why_not_numba_binary_cross_entropy),),
+        "binary_cross_entropy": (
+            _numba("torch_losses", "binary_cross_entropy", why_not_numba_binary_cross_entropy),
+            *_native("binary_cross_entropy", why_not_binary_cross_entropy),
+        ),
         "dice_coefficient": (_numba("torch_dice", "dice_coefficient", why_not_numba_dice),),
         "scaled_dot_product_attention": _native("scaled_dot_product_attention", why_not_attention),
         "confusion_matrix": _counting("confusion_matrix"),

@@ -16,7 +16,7 @@ from portable_ops.counting import Areas, count_areas, count_pairs
 from portable_ops.dispatch import standard_only
 from portable_ops.labels import ignored_labels, in_range, require_in_range, widened
 from portable_ops.routes import values_are_at_hand
-from portable_ops.targets import class_axis_of
+from portable_ops_backends.torch_tensors import is_concrete, on_host
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -66,16 +66,17 @@ def cross_entropy(
     eps: float | None = None,
 ) -> Tensor:
     """See `portable_ops.cross_entropy`."""
-    axis = class_axis_of(class_axis, logits)
+    ndim = logits.ndim
+    usual = 1 if ndim > 1 else 0
+    axis = usual if class_axis is None else class_axis % ndim
     scores = logits.float() if logits.dtype in _HALF else logits
-    if axis != min(1, logits.ndim - 1):
+    if axis != usual:
         scores = scores.movedim(axis, 1)
-    num_classes = logits.shape[axis]
-    if target.ndim == logits.ndim:
+    if target.ndim == ndim:
         shares = target.to(scores.dtype)
         loss = F.cross_entropy(
             scores,
-            shares if axis == min(1, logits.ndim - 1) else shares.movedim(axis, 1),
+            shares if axis == usual else shares.movedim(axis, 1),
             weight=None if weight is None else weight.to(scores.dtype),
             label_smoothing=label_smoothing,
             reduction=reduction,
@@ -95,23 +96,70 @@ def cross_entropy(
     labels: Tensor = target if target.dtype == torch.int64 else widened(xp, target)
     skipped = _skipped(target, ignore_index)
     w = None if weight is None else weight.to(scores.dtype)
-    # By place, as names take longer: weight, size_average, ignore_index, reduce, reduction, label_smoothing.
-    options = (w, None, skipped, None, reduction, label_smoothing)
-    if values_are_at_hand(target):
+    if on_host(target) and is_concrete(target):
         try:
-            loss = F.cross_entropy(scores, labels, *options)
+            # What F.cross_entropy calls: its own steps take longer than all of dispatch.
+            loss = torch._C._nn.cross_entropy_loss(scores, labels, w, _REDUCTIONS[reduction], skipped, label_smoothing)
         except IndexError:
             ignored = ignored_labels(xp, target, ignore_index)
-            require_in_range(xp, "target", target, num_classes, None if ignored is None else ~ignored)
+            require_in_range(xp, "target", target, logits.shape[axis], None if ignored is None else ~ignored)
             raise
     else:
         # On a GPU such a label would end the process, and in a trace nothing can be raised: it makes the loss nan.
         ignored = ignored_labels(xp, target, ignore_index)
-        bad = ~in_range(labels, num_classes)
+        bad = ~in_range(labels, logits.shape[axis])
         bad = bad if ignored is None else bad & ~ignored
-        loss = F.cross_entropy(scores, torch.where(bad, skipped, labels), *options)
+        loss = F.cross_entropy(
+            scores,
+            torch.where(bad, skipped, labels),
+            weight=w,
+            ignore_index=skipped,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+        )
         loss = torch.where(bad if reduction == "none" else bad.any(), torch.nan, loss)
     return loss if loss.dtype == logits.dtype else loss.to(logits.dtype)
+
+
+_REDUCTIONS: dict[str, Any] = {"none": 0, "mean": 1, "sum": 2}
+
+
+def binary_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    /,
+    *,
+    weight: Tensor | None = None,
+    pos_weight: Tensor | None = None,
+    ignore_index: None = None,
+    reduction: str = "mean",
+    from_logits: bool = True,
+    eps: None = None,
+) -> Tensor:
+    """See `portable_ops.binary_cross_entropy`."""
+    dtype = logits.dtype
+    scores = logits.float() if dtype in _HALF else logits
+    shares = target if target.dtype == scores.dtype else target.to(scores.dtype)
+    # Not F.binary_cross_entropy_with_logits, which adds z and -log(sigmoid(z)) and loses digits where these nearly cancel.
+    if_positive = F.softplus(-scores, 1, _STRAIGHT)
+    if pos_weight is not None:
+        if_positive = if_positive * pos_weight.to(scores.dtype)
+    loss = torch.lerp(F.softplus(scores, 1, _STRAIGHT), if_positive, shares)
+    if weight is not None:
+        loss = loss * weight.to(scores.dtype)
+    if reduction == "mean":
+        loss = loss.mean()
+    elif reduction == "sum":
+        loss = loss.sum()
+    # An infinite term may have had the factor 0, and a sum is not finite if a term is not.
+    if not math.isfinite((loss.detach().sum() if reduction == "none" else loss).item()):
+        with standard_only():
+            return po.binary_cross_entropy(logits, target, weight=weight, pos_weight=pos_weight, reduction=reduction)
+    return loss if loss.dtype == dtype else loss.to(dtype)
+
+
+# Beyond, softplus is a straight line even in float64; torch's own choice of 20 is that of float32.
+_STRAIGHT = 40
 
 
 def _skipped(target: Tensor, ignore_index: int | None) -> int:
@@ -143,9 +191,12 @@ def scaled_dot_product_attention(
     enable_gqa: bool = False,
 ) -> Tensor:
     """See `portable_ops.scaled_dot_product_attention`."""
-    if key.dtype != query.dtype or value.dtype != query.dtype:
-        key, value = key.to(query.dtype), value.to(query.dtype)
-    bias = None if bias is None else bias.to(query.dtype)
+    dtype = query.dtype
+    if key.dtype != dtype or value.dtype != dtype:
+        key, value = key.to(dtype), value.to(dtype)
+    if mask is None and bias is None and scale is None and not is_causal and not enable_gqa:
+        return F.scaled_dot_product_attention(query, key, value)
+    bias = None if bias is None else bias.to(dtype)
     options = {"scale": scale, "enable_gqa": enable_gqa}
     if not is_causal or (mask is None and bias is None):
         return _attend(query, key, value, mask, bias, is_causal, options)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -59,6 +61,22 @@ def _scored(score: Callable[[Any, Any], Any], areas: po.Areas) -> Any:
     return score(areas.intersection, areas.union)
 
 
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """torch in one thread, as 4 elements need no second.
+
+    `F.logsigmoid`, and what uses it, enters OpenMP with any number of elements, and there waits for a thread that is asleep or
+    has lost its CPU: milliseconds were seen.
+    """
+    torch = import_module("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _make(operation: str, library: str) -> Runs:
     convert = po.get_backend(library).from_numpy
     inputs = tuple(convert(x) if isinstance(x, np.ndarray) else x for x in small_inputs(operation))
@@ -84,4 +102,6 @@ def overhead_works() -> Iterator[Work]:
                 make=partial(_make, operation, library),
                 seconds=0.5,
                 pause=0.0,
+                sample=2e-4,
+                context=one_torch_thread if library == "torch" else nullcontext,
             )

@@ -10,6 +10,7 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
 from importlib.util import find_spec
@@ -135,6 +136,10 @@ class Work:
         About how long to measure.
     pause : float
         Seconds between samples; none where no threads are at work.
+    sample : float
+        Seconds that shorter calls are timed together. Many short samples find the middle of what others disturb.
+    context : callable
+        The context in which everything is made and measured.
     agree : bool
         Whether the functions return the same, which is checked before anything is timed.
     measure : callable or None
@@ -148,6 +153,8 @@ class Work:
     needs: str = ""
     seconds: float = 3.0
     pause: float = PAUSE
+    sample: float = SHORTEST_SAMPLE
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext
     agree: bool = True
     measure: Callable[[Work, tuple[Against, ...]], list[Line]] | None = None
 
@@ -176,7 +183,8 @@ def measured(work: Work, asked: tuple[Against, ...]) -> list[Line]:
     lines = {one.name: missing for one in asked if (missing := _missing(work, one)) is not None}
     there = tuple(one for one in asked if one.name not in lines)
     try:
-        found = [] if not there else work.measure(work, there) if work.measure else _compared(work, there)
+        with work.context():
+            found = [] if not there else work.measure(work, there) if work.measure else _compared(work, there)
     except Exception as error:
         found = [work.line(one, Status.ERROR, f"{type(error).__name__}: {error}"[:500]) for one in there]
     lines |= {line.against: line for line in found}
@@ -203,7 +211,7 @@ def _compared(work: Work, asked: tuple[Against, ...]) -> list[Line]:
         del result
     kept = [one for one in asked if one.name not in lines]
     functions = [runs.ours, *(others[one.name] for one in kept), *([] if runs.floor is None else [runs.floor])]
-    times = interleaved(functions, work.seconds, work.pause)
+    times = interleaved(functions, work.seconds, work.pause, work.sample)
     floor = None if runs.floor is None else statistics.median(times[-1])
     for one, other in zip(kept, times[1:], strict=False):
         numbers = compared(one.unit, times[0], other)
@@ -225,21 +233,24 @@ def compared(unit: Unit, ours: Sequence[float], other: Sequence[float]) -> dict[
     }
 
 
-def interleaved(functions: Sequence[Function], seconds: float, pause: float = PAUSE) -> list[list[float]]:
+def interleaved(
+    functions: Sequence[Function], seconds: float, pause: float = PAUSE, sample: float = SHORTEST_SAMPLE
+) -> list[list[float]]:
     """Seconds per call of each function in each round, one function after the other in every round."""
     counts = []
+    most_rounds = round(MOST_ROUNDS * SHORTEST_SAMPLE / sample)
     for function in functions:
         once = _sample(function, 1)  # the first call imports, compiles and warms up
         if once < LONG or function is functions[0]:
             once = min(_sample(function, 1) for _ in range(3))
-        counts.append(max(1, min(10_000, round(SHORTEST_SAMPLE / max(once, 1e-9)))))
+        counts.append(max(1, min(10_000, round(sample / max(once, 1e-9)))))
     times: list[list[float]] = [[] for _ in functions]
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
         start = time.perf_counter()
-        while len(times[0]) < FEWEST_ROUNDS or (time.perf_counter() - start < seconds and len(times[0]) < MOST_ROUNDS):
+        while len(times[0]) < FEWEST_ROUNDS or (time.perf_counter() - start < seconds and len(times[0]) < most_rounds):
             for function, count, found in zip(functions, counts, times, strict=True):
                 time.sleep(pause)
                 if count > 1:

@@ -1,0 +1,294 @@
+"""What dispatch remembers of a call: that its arguments passed their check, and never more than stays true."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from matrix import kernels_of_any_size
+
+import portable_ops as po
+from portable_ops import routes
+from portable_ops.backend import Kernel, always, registered_backends
+from portable_ops.routes import ROUTES, Route, route_of_backend
+
+P, T = np.asarray([[0.5, 1.0], [0.0, 0.25]], np.float32), np.asarray([[1, 1], [0, 1]], np.float32)
+LABELS = np.asarray([0, 1, 1])
+
+
+@pytest.fixture
+def checked() -> dict[Any, Any]:
+    """What is remembered of NumPy's arrays: nothing yet."""
+    table = route_of_backend(registered_backends()["numpy"]).checked
+    table.clear()
+    return table
+
+
+def test_a_call_is_remembered_once(checked: dict[Any, Any]) -> None:
+    for _ in range(3):
+        po.dice_coefficient(P, T)
+        po.dice_coefficient(P, T, axis=1)
+        po.confusion_matrix(LABELS, LABELS, 2)
+    assert len(checked) == 2  # none with an option by name
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "error"),
+    [
+        (lambda: po.dice_coefficient(P, T), lambda: po.dice_coefficient(P, T[0]), ValueError),
+        (lambda: po.dice_coefficient(P, T), lambda: po.dice_coefficient(P, T.astype(complex)), TypeError),
+        (lambda: po.dice_coefficient(P, T), lambda: po.dice_coefficient(P, T[0, 0]), ValueError),
+        (lambda: po.dice_coefficient(P, T, axis=1), lambda: po.dice_coefficient(P, T, axis=True), TypeError),  # type: ignore[arg-type]
+        (lambda: po.dice_coefficient(P, T, axis=1), lambda: po.dice_coefficient(P, T, axis=1.0), TypeError),  # type: ignore[arg-type]
+        (lambda: po.dice_coefficient(P, T, axis=(0, 1)), lambda: po.dice_coefficient(P, T, axis=(0, True)), TypeError),
+        (lambda: po.dice_coefficient(P, T, axis=1), lambda: po.dice_coefficient(P, T, smooth=1, axis=[1]), TypeError),  # type: ignore[arg-type]
+        (lambda: po.confusion_matrix(LABELS, LABELS, 2), lambda: po.confusion_matrix(LABELS, LABELS, 2.0), TypeError),  # type: ignore[arg-type]
+        (
+            lambda: po.confusion_matrix(LABELS % 1, LABELS % 1, 1),
+            lambda: po.confusion_matrix(LABELS % 1, LABELS % 1, True),
+            TypeError,
+        ),
+        # Values are looked at by what runs, on every call.
+        (
+            lambda: po.confusion_matrix(LABELS, LABELS, 2),
+            lambda: po.confusion_matrix(LABELS, LABELS + 1, 2),
+            ValueError,
+        ),
+        (lambda: po.cross_entropy(P, LABELS[:2]), lambda: po.cross_entropy(P, LABELS[:2] + 1), ValueError),
+    ],
+)
+def test_a_bad_call_is_refused_after_a_good_one(
+    good: Callable[[], Any], bad: Callable[[], Any], error: type[Exception]
+) -> None:
+    with pytest.raises(error) as first:
+        bad()
+    good()
+    good()
+    with pytest.raises(error) as again:
+        bad()
+    assert str(again.value) == str(first.value)
+
+
+def test_numpy_scalars_and_lists_are_converted_after_a_good_call() -> None:
+    po.confusion_matrix(LABELS, LABELS, 200)
+    # In the arithmetic of uint8, 200**2 is 64.
+    assert po.confusion_matrix(LABELS, LABELS, np.uint8(200)).shape == (200, 200)  # type: ignore[arg-type]
+    assert float(po.cross_entropy(P, [1, 1])) == float(po.cross_entropy(P, LABELS[1:]))
+    assert float(po.cross_entropy(P, [1, 1])) == float(po.cross_entropy(P, LABELS[1:]))
+
+
+def test_no_more_is_remembered_than_the_table_holds(checked: dict[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes, "MOST_REMEMBERED", 8)
+    for size in range(1, 50):
+        po.dice_coefficient(np.ones(size), np.ones(size))
+        assert 1 <= len(checked) <= 8
+
+
+def test_arrays_are_not_kept(checked: dict[Any, Any]) -> None:
+    logits, target, weight = P.copy(), LABELS[:2].copy(), np.ones(2)
+    references = [weakref.ref(array) for array in (logits, target, weight)]
+    po.cross_entropy(logits, target, weight=weight)
+    po.cross_entropy(logits, target)
+    del logits, target, weight
+    assert [reference() for reference in references] == [None] * 3
+
+
+def test_threads_may_empty_the_table_at_once(checked: dict[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes, "MOST_REMEMBERED", 2)
+    wrong: list[Any] = []
+
+    def work(seed: int) -> None:
+        for size in np.random.default_rng(seed).integers(1, 20, 300).tolist():
+            try:
+                if po.dice_coefficient(np.ones(size), np.ones(size)) != 1:
+                    wrong.append(size)
+                po.dice_coefficient(np.ones(size), np.ones(size + 1))
+                wrong.append("no error")
+            except ValueError:
+                pass
+            except Exception as error:
+                wrong.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.fixture
+def numpy_route(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Route]:
+    """Register NumPy anew, with fields of its backend replaced."""
+
+    def register(**changes: Any) -> Route:
+        backend = dataclasses.replace(registered_backends()["numpy"], **changes)
+        one_device = len(backend.devices()) < 2
+        usual = route_of_backend(registered_backends()["numpy"])
+        route = Route(
+            backend, usual.xp, usual.kinds, one_device, signatures_of=routes._signatures_of(backend, one_device)
+        )
+        monkeypatch.setitem(ROUTES, np.ndarray, route)
+        return route
+
+    return register
+
+
+def test_a_backend_registered_anew_is_asked_anew(
+    numpy_route: Callable[..., Route], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    po.dice_coefficient(P, T)
+    monkeypatch.setitem(routes.KERNELS, "nowhere:other", lambda *args, **kwargs: "other")
+    numpy_route(kernels={"dice_coefficient": (Kernel(name="other", function="nowhere:other", why_not=always),)})
+    assert po.dice_coefficient(P, T) == "other"
+    assert po.explain(po.dice_coefficient, P, T).chosen == "other"
+
+
+def test_a_kernel_is_asked_on_every_call(numpy_route: Callable[..., Route], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(routes.KERNELS, "nowhere:other", lambda *args, **kwargs: "other")
+
+    def why_not(pred: Any, target: Any, /, **options: Any) -> str | None:
+        return None if pred.flags.writeable and pred.flags.c_contiguous and pred[0, 0] >= 0 else "looks otherwise"
+
+    numpy_route(kernels={"dice_coefficient": (Kernel(name="other", function="nowhere:other", why_not=why_not),)})
+    read_only, turned, negative = P.copy(), P.T, -P - 1
+    read_only.flags.writeable = False
+    for array, chosen in (
+        (P, "other"),
+        (read_only, "definition"),
+        (turned, "definition"),
+        (negative, "definition"),
+    ) * 2:
+        assert po.explain(po.dice_coefficient, array, T).chosen == chosen
+        assert (po.dice_coefficient(array, T) == "other") == (chosen == "other")
+
+
+def test_arrays_on_two_devices_are_refused_after_a_good_call(numpy_route: Callable[..., Route]) -> None:
+    elsewhere = T.copy()
+    route = numpy_route(
+        devices=lambda: ("here", "there"), device_of=lambda array: "there" if array is elsewhere else "here"
+    )
+    po.dice_coefficient(P, T)
+    po.dice_coefficient(elsewhere, elsewhere)
+    assert len(route.checked) == 2
+    with pytest.raises(ValueError, match="target: got an array on device there beside one on here"):
+        po.dice_coefficient(P, elsewhere)
+
+
+def test_the_definition_is_asked_for_after_a_kernel_ran(
+    numpy_route: Callable[..., Route], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(routes.KERNELS, "nowhere:other", lambda *args, **kwargs: "other")
+    numpy_route(kernels={"dice_coefficient": (Kernel(name="other", function="nowhere:other", why_not=always),)})
+    for _ in range(2):
+        assert po.dice_coefficient(P, T) == "other"
+        with po.standard_only():
+            assert po.dice_coefficient(P, T) != "other"
+
+
+@pytest.fixture
+def torch() -> Any:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    po.sigmoid(torch.zeros(1))
+    ROUTES[torch.Tensor].checked.clear()
+    return torch
+
+
+@pytest.mark.of_backend("torch")
+def test_libraries_do_not_mix_after_a_good_call(torch: Any) -> None:
+    p, t = torch.tensor(P), torch.tensor(T)
+    po.dice_coefficient(p, t)
+    po.dice_coefficient(P, T)
+    for one, other in ((p, T), (P, t)):
+        with pytest.raises(TypeError, match="expected arrays of one library"):
+            po.dice_coefficient(one, other)
+
+
+@pytest.mark.of_backend("torch")
+def test_what_runs_follows_gradients_layout_and_modes(torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("numba", reason="numba is not installed")
+    ran: list[str] = []
+    target = torch.tensor([1, 0])
+
+    def follow(x: Any, weight: Any = None) -> str:
+        options = {} if weight is None else {"weight": weight}
+        told = po.explain(po.cross_entropy, x, target, **options).chosen
+        ran.clear()
+        po.cross_entropy(x, target, **options)
+        assert (ran or ["definition"])[0] == told
+        return told
+
+    with kernels_of_any_size():
+        po.cross_entropy(torch.tensor(P), target)  # loads what it needs
+        for kernel in registered_backends()["torch"].kernels["cross_entropy"]:
+            real = routes.KERNELS.get(kernel.function) or routes.load_kernel(kernel.function)
+
+            def spy(*args: Any, _name: str = kernel.name, _real: Any = real, **options: Any) -> Any:
+                ran.append(_name)
+                return _real(*args, **options)
+
+            monkeypatch.setitem(routes.KERNELS, kernel.function, spy)
+        x, rows = torch.tensor(P), torch.tensor(P).requires_grad_()
+        for _ in range(2):
+            assert follow(x) == "numba"
+            assert follow(rows) == "torch"  # the kernel has no gradient for rows
+            with torch.no_grad():
+                assert follow(rows) == "numba"
+            assert follow(torch._neg_view(x)) == "torch"
+            assert follow(x, torch.ones(2)) == "numba"
+            assert follow(x, torch.ones(2, requires_grad=True)) == "definition"
+            with po.standard_only():
+                assert follow(x) == "definition"
+            ran.clear()
+            torch.func.vmap(po.cross_entropy)(x[None], target[None])
+            assert ran == ["torch"]
+
+
+@pytest.mark.of_backend("torch")
+def test_nothing_is_remembered_of_traces(torch: Any) -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    checked = ROUTES[torch.Tensor].checked
+    p, t = torch.rand(3, 2), torch.rand(3, 2)
+    expected = po.dice_coefficient(p, t)
+    known = len(checked)
+    compiled = torch.compile(po.dice_coefficient, fullgraph=True, backend="eager", dynamic=True)
+    symbolic = make_fx(lambda p, t: po.dice_coefficient(p, t), tracing_mode="symbolic")(p, t)
+    for size in (3, 4, 5):
+        ones = torch.ones(size, 2)
+        assert compiled(ones, ones) == 1
+        assert symbolic(ones, ones) == 1
+    torch.testing.assert_close(compiled(p, t), expected)
+    assert len(checked) == known
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit.trace is deprecated, and warns of every choice that it cannot see
+        traced = torch.jit.trace(lambda p, t: po.dice_coefficient(p, t), (p, t))
+    torch.testing.assert_close(traced(p, t), expected)
+    count = torch.tensor(2)
+    po.confusion_matrix(t.int(), t.int(), count)
+    assert len(checked) == known
+    with FakeTensorMode() as mode:
+        for _ in range(2):
+            fake = po.dice_coefficient(mode.from_tensor(p), mode.from_tensor(t))
+            assert type(fake).__name__ == "FakeTensor"
+    assert type(po.dice_coefficient(p, t)) is torch.Tensor
+
+
+@pytest.mark.of_backend("torch")
+def test_a_small_loss_of_infinite_logits_is_that_of_the_definition(torch: Any) -> None:
+    for dtype in (torch.float16, torch.float32, torch.float64):
+        z = torch.tensor([torch.inf, -torch.inf, 0.5, torch.inf], dtype=dtype)
+        for y in ([1, 0, 1, 1], [1.0, 0.0, 0.25, 0.0], [0.5, 1.0, 1.0, 1.0]):
+            t = torch.tensor(y)
+            for reduction in ("none", "sum", "mean"):
+                got = po.binary_cross_entropy(z, t, reduction=reduction)
+                with po.standard_only():
+                    torch.testing.assert_close(got, po.binary_cross_entropy(z, t, reduction=reduction))
+    assert po.explain(po.binary_cross_entropy, z, t).chosen == "torch"
