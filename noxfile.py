@@ -35,15 +35,8 @@ TOOLS = ("pytest", "pytest-benchmark", "pytest-xdist", "hypothesis", "mpmath")
 # Beside the extras: schedulers, compilers and libraries that tests alone need.
 MORE = {"dask": ("distributed",), "cupy": ("nvidia-cuda-nvrtc-cu12",)}
 STRANGERS = ("sparse", "ndonnx")
-VARIABLES = {
-    "jax": {
-        # Where every shape is compiled, random ones take minutes.
-        "HYPOTHESIS_PROFILE": "few",
-        # What one worker has compiled, the other need not.
-        "JAX_COMPILATION_CACHE_DIR": str(Path(".nox/.cache/jax").resolve()),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-}
+# Where every shape is compiled, random ones take minutes.
+ENVIRONMENT = {"jax": {"HYPOTHESIS_PROFILE": "few"}}
 
 # Sessions that share an environment are neighbours, the one that needs the least first: it finds nothing more.
 nox.options.sessions = [
@@ -107,7 +100,9 @@ def types(session: nox.Session) -> None:
 def parity(session: nox.Session, backend: str) -> None:
     """One backend against the float64 oracles, with kernels and by the definitions alone."""
     run = shared(session, backend, BACKENDS[backend], *TOOLS, *MORE.get(backend, ()))
-    run("pytest", "--backend", backend, "-n", "2", *session.posargs, env=VARIABLES.get(backend))
+    # Neighbouring tests share what is compiled, so that each worker starts with a half of its own.
+    workers = ("-n", "2", "--dist", "worksteal")
+    run("pytest", "--backend", backend, *workers, *session.posargs, env=ENVIRONMENT.get(backend))
 
 
 @nox.session(venv_backend="none")
@@ -122,7 +117,8 @@ def speed(session: nox.Session, backend: str) -> None:
 def core(session: nox.Session) -> None:
     """What depends on no single backend: dispatch, mixed libraries, the harness, the command line."""
     run = shared(session, "all", "all", *TOOLS, *STRANGERS)
-    run("pytest", "--backend", "none", "-n", "2", "--dist", "loadfile", *session.posargs)
+    documented = ("--ignore", "tests/test_readme.py", "--ignore", "tests/test_docs.py")  # the session docs runs these
+    run("pytest", "--backend", "none", "-n", "2", "--dist", "loadfile", *documented, *session.posargs)
 
 
 @session
