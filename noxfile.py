@@ -44,9 +44,7 @@ nox.options.sessions = [
     *(f"{session}(backend={backend!r})" for backend in BACKENDS for session in ("speed", "parity")),
     "stranger", "wheel", "browser",
 ]  # fmt: skip
-
-
-MADE: list[Path] = []
+MADE: list[Path] = []  # the shared environments of this run
 
 
 def session(function: Callable[..., None]) -> Any:
