@@ -18,10 +18,10 @@ import nox
 nox.needs_version = ">=2024.10.9"
 # pip finds the CPU build of torch that constraints.txt pins; uv would resolve to several GB of CUDA packages.
 nox.options.default_venv_backend = "virtualenv"
-nox.options.sessions = ["lint", "types", "parity", "speed", "core", "stranger", "docs", "wheel", "browser"]
 nox.options.error_on_missing_interpreters = True
 
-PINS = ("-c", "constraints.txt")
+# Most of what is installed is never imported: not compiling it halves the time.
+PINS = ("--no-compile", "-c", "constraints.txt")
 BACKENDS = {
     "numpy": "numba,bench",
     "torch": "torch,numba,bench",
@@ -38,6 +38,14 @@ STRANGERS = ("sparse", "ndonnx")
 # Where every shape is compiled, random ones take minutes.
 ENVIRONMENT = {"jax": {"HYPOTHESIS_PROFILE": "few"}}
 
+# Sessions that share an environment are neighbours, the one that needs the least first: it finds nothing more.
+nox.options.sessions = [
+    "lint", "types", "core", "docs",
+    *(f"{session}(backend={backend!r})" for backend in BACKENDS for session in ("speed", "parity")),
+    "stranger", "wheel", "browser",
+]  # fmt: skip
+MADE: list[Path] = []  # the shared environments of this run
+
 
 def session(function: Callable[..., None]) -> Any:
     """A session; where CI is set, its environment goes once it has passed: all of them together would fill a disk."""
@@ -50,6 +58,19 @@ def session(function: Callable[..., None]) -> Any:
             shutil.rmtree(session.virtualenv.location, ignore_errors=True)
 
     return run
+
+
+def shared(session: nox.Session, name: str, extras: str, *tools: str) -> Callable[..., Any]:
+    """What runs the commands of an environment that sessions share: the first makes it, each adds what it needs."""
+    place = Path(".nox", name).resolve()
+    commands = place / ("Scripts" if sys.platform == "win32" else "bin")
+    if place not in MADE:
+        while os.environ.get("CI") and MADE:
+            shutil.rmtree(MADE.pop(), ignore_errors=True)
+        session.run(sys.executable, "-m", "virtualenv", "--clear", str(place))
+        MADE.append(place)
+    session.run(str(commands / "python"), "-m", "pip", "install", *PINS, "-e", f".[{extras}]", *tools)
+    return lambda command, *args, **options: session.run(str(commands / command), *args, **options)
 
 
 def install(session: nox.Session, extras: str, *tools: str) -> None:
@@ -65,34 +86,37 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "format", "--check", ".")
 
 
-@session
+@nox.session(venv_backend="none")
 def types(session: nox.Session) -> None:
     """Strict types."""
-    install(session, "all", "mypy")
-    session.run("mypy")
+    run = shared(session, "all", "all", "mypy")
+    run("mypy")
 
 
-@session
+@nox.session(venv_backend="none")
 @nox.parametrize("backend", list(BACKENDS))
 def parity(session: nox.Session, backend: str) -> None:
     """One backend against the float64 oracles, with kernels and by the definitions alone."""
-    install(session, BACKENDS[backend], *TOOLS, *MORE.get(backend, ()))
-    session.run("pytest", "--backend", backend, "-n", "2", *session.posargs, env=ENVIRONMENT.get(backend))
+    run = shared(session, backend, BACKENDS[backend], *TOOLS, *MORE.get(backend, ()))
+    # Neighbouring tests share what is compiled, so that each worker starts with a half of its own.
+    workers = ("-n", "2", "--dist", "worksteal")
+    run("pytest", "--backend", backend, *workers, *session.posargs, env=ENVIRONMENT.get(backend))
 
 
-@session
+@nox.session(venv_backend="none")
 @nox.parametrize("backend", list(BACKENDS))
 def speed(session: nox.Session, backend: str) -> None:
     """A smoke of speed on one backend: every operation is timed once, guarded, in under a minute."""
-    install(session, BACKENDS[backend])
-    session.run("portable-ops", "bench", "--quick", "--backends", backend, *session.posargs)
+    run = shared(session, backend, BACKENDS[backend])
+    run("portable-ops", "bench", "--quick", "--backends", backend, *session.posargs)
 
 
-@session
+@nox.session(venv_backend="none")
 def core(session: nox.Session) -> None:
     """What depends on no single backend: dispatch, mixed libraries, the harness, the command line."""
-    install(session, "all", *TOOLS, *STRANGERS)
-    session.run("pytest", "--backend", "none", "-n", "2", "--dist", "loadfile", *session.posargs)
+    run = shared(session, "all", "all", *TOOLS, *STRANGERS)
+    documented = ("--ignore", "tests/test_readme.py", "--ignore", "tests/test_docs.py")  # the session docs runs these
+    run("pytest", "--backend", "none", "-n", "2", "--dist", "loadfile", *documented, *session.posargs)
 
 
 @session
@@ -124,12 +148,12 @@ def lowest(session: nox.Session) -> None:
     session.run("pytest", *chosen, "-n", "2", *session.posargs)
 
 
-@session
+@nox.session(venv_backend="none")
 def docs(session: nox.Session) -> None:
     """The examples in docstrings, README and docs."""
-    install(session, "all", *TOOLS)
-    session.run("pytest", "--doctest-modules", "portable_ops")
-    session.run("pytest", "tests/test_readme.py", "tests/test_docs.py")
+    run = shared(session, "all", "all", *TOOLS)
+    run("pytest", "--doctest-modules", "portable_ops")
+    run("pytest", "tests/test_readme.py", "tests/test_docs.py")
 
 
 @session

@@ -34,7 +34,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         marks = {
             name: metafunc.definition.get_closest_marker(name) is not None for name in ("many_shapes", "gradients")
         }
-        metafunc.parametrize("target", list(targets(**marks)), indirect=True, scope="session")
+        found = list(targets(**marks))
+        chosen = metafunc.config.getoption("--backend")
+        # Of others, one at most, which is deselected: pytest would make a skipped test of none.
+        kept = [each for each in found if not chosen or each.values[0].name in chosen] or found[:1]
+        metafunc.parametrize("target", kept, indirect=True, scope="session")
 
 
 def is_said_already(item: pytest.Item) -> bool:
