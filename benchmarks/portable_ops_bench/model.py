@@ -162,12 +162,17 @@ class Ceiling(Struct, frozen=True):
 
 
 class Sentinel(Struct, frozen=True):
-    """One cell on NumPy that every process measures, before and after its own: how the machine drifted meanwhile."""
+    """One cell on NumPy that every process measures, before and after its own: how the machine drifted meanwhile.
+
+    `others` is how many CPUs other processes kept busy meanwhile, on average: threads that wait for each other take a
+    thousand times as long where one of them must wait for a CPU, and the sentinel, on one thread, does not see it.
+    """
 
     backend: str
     process: int
     before: float
     after: float
+    others: float | None = None
 
 
 class Environment(Struct, frozen=True):

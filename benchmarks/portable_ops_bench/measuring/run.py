@@ -302,7 +302,7 @@ def _taken_up(earlier: Report) -> Collected:
     here = environment.describe()
     for name in ("cpu", "usable_cpus", "python", "packages"):
         if getattr(here, name) != getattr(earlier.environment, name):
-            raise ValueError(f"earlier: got a report with another {name}; expected one of this machine, as it is now")
+            raise ValueError(f"--resume: got a report with another {name}; expected one of this machine, as it is now")
     found = Collected([result.cell for result in earlier.results], [])
     for result in earlier.results:
         if result.status not in PASSING:

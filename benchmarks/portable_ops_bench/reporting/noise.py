@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from portable_ops_bench.floor import floor_of
 from portable_ops_bench.model import Report, Result, Sentinel
 from portable_ops_bench.reporting.resampling import spread
@@ -12,6 +14,8 @@ SPREAD = 0.20
 """By how much processes may differ."""
 QUARTILES = 0.50
 """How far apart the quartiles of the rounds may lie, as a share of the median."""
+OTHERS = 0.2
+"""How many CPUs other processes may keep busy meanwhile."""
 LOAD = 0.5
 """Processes per CPU that may wait for one before the run."""
 
@@ -26,6 +30,14 @@ def drifts(report: Report) -> dict[str, float]:
     found: dict[str, float] = {}
     for sentinel in report.sentinels:
         found[sentinel.backend] = max(found.get(sentinel.backend, 0.0), drift(sentinel), key=abs)
+    return found
+
+
+def others(report: Report) -> dict[str, float]:
+    """For each backend, the process during which other processes kept most CPUs busy: how many."""
+    found: dict[str, float] = {}
+    for sentinel in report.sentinels:
+        found[sentinel.backend] = max(found.get(sentinel.backend, 0.0), sentinel.others or 0.0)
     return found
 
 
@@ -45,6 +57,12 @@ def ledger(report: Report) -> list[str]:
             f"The sentinel, one cell on NumPy measured around every process, varied by {max(times) / min(times) - 1:.0%} "
             f"over the run, and by {drift(worst):+.0%} at most within a process ({worst.backend})."
         )
+        busiest = max(report.sentinels, key=lambda sentinel: sentinel.others or 0.0)
+        if busiest.others is not None:
+            told.append(
+                f"Other processes kept {busiest.others:.2f} of {environment.usable_cpus} CPUs busy at most while a process "
+                f"measured ({busiest.backend})."
+            )
     if environment.load_before is not None:
         busy = " (busy)" if environment.load_before > LOAD * environment.usable_cpus else ""
         after = "" if environment.load_after is None else f", {environment.load_after:g} after"
@@ -52,7 +70,7 @@ def ledger(report: Report) -> list[str]:
     return told
 
 
-def doubts(result: Result, report: Report, drifted: dict[str, float]) -> list[str]:
+def doubts(result: Result, report: Report, drifted: Mapping[str, float], busy: Mapping[str, float]) -> list[str]:
     """Reasons not to trust a number."""
     timing = result.timing
     if timing is None:
@@ -69,4 +87,7 @@ def doubts(result: Result, report: Report, drifted: dict[str, float]) -> list[st
     change = drifted.get(result.cell.backend, 0.0)
     if abs(change) > DRIFT:
         found.append(f"the sentinel drifted by {change:+.0%} meanwhile")
+    taken = busy.get(result.cell.backend, 0.0)
+    if taken > OTHERS:
+        found.append(f"other processes kept {taken:.1f} CPUs busy meanwhile")
     return found

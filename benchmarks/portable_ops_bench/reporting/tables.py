@@ -101,7 +101,7 @@ def print_report(analysis: Analysis, console: Console) -> None:
     for sentence in [*noise.ledger(report), *report.notes]:
         console.print(sentence, style="dim", markup=False, highlight=False)
     if analysis.doubts:
-        console.print(f"{len(analysis.doubts)} cells are in doubt; the page and --json say why", style="yellow")
+        console.print(f"{cells(len(analysis.doubts))} in doubt; the page and --json say why", style="yellow")
     for backend, status, reason, number in analysis.gaps:
         console.print(f"{backend}: {number} cells without a number, {status}: {reason}", style="yellow", markup=False)
     checked = analysis.measured(None)
