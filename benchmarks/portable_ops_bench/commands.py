@@ -74,9 +74,7 @@ def bench(
     longest_call: Annotated[float, typer.Option(min=0, help="Seconds; calls that take longer are cut off.")] = 10,
     cell_timeout: Annotated[float, typer.Option(min=0, help="Seconds that one cell may take.")] = 120,
     timeout: Annotated[float, typer.Option(min=0, help="Seconds that one backend may take.")] = 1800,
-    resume: Annotated[
-        Path | None, typer.Option(help="Measure what is missing in this report.")
-    ] = None,
+    resume: Annotated[Path | None, typer.Option(help="Measure what is missing in this report.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the results there.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page with plots there.")] = None,
     markdown_file: Annotated[
@@ -89,10 +87,11 @@ def bench(
     """
     earlier = None if resume is None else _resumable(resume)
     own = _own_operations(cases or [])
+    known = _known_operations()
     drawn = quick or not real
     registered = tuple(sorted(registered_backends()))
     options = running.Options(
-        operations=listed(ops, tuple(primary_cases()), "--ops") or own,
+        operations=listed(ops, known, "--ops") or own,
         backends=listed(backends, registered, "--backends"),
         devices=listed(devices, None, "--devices"),
         dtypes=listed(dtypes, DTYPES, "--dtypes"),
@@ -137,9 +136,10 @@ def bench(
                 result = running.run(options, progress, _command(), earlier=earlier, keep=keep)
             except ValueError as error:
                 refuse(error)
+    if target is not None:  # before anything is made of it that might fail
+        result.save(target)
     write(Analysis(result), console, html=html, markdown_file=markdown_file)
     if target is not None:
-        result.save(target)
         console.print(f"wrote {target}")
     if result.interrupted:
         again = f": go on with portable-ops bench --resume {target}" if target else ""
@@ -176,6 +176,14 @@ def _own_operations(files: list[Path]) -> tuple[str, ...]:
         return tuple(use_files(files)) if files else ()
     except ValueError as error:
         refuse(f"--cases: {error}")
+
+
+def _known_operations() -> tuple[str, ...]:
+    """All there are, those of installed packages among them."""
+    try:
+        return tuple(primary_cases())
+    except ValueError as error:
+        refuse(error)
 
 
 SELECTION = (
@@ -226,5 +234,6 @@ def _sizes(value: str) -> tuple[int, ...]:
 
 
 def _command() -> str:
-    """The command line, without the path of the program."""
-    return shlex.join(["portable-ops", *sys.argv[1:]])
+    """The command line, without the path of the program, and with files by name alone: a report names no folder."""
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    return shlex.join(["portable-ops", *words])

@@ -70,9 +70,9 @@ class Cell(Struct, frozen=True):
 class Timing(Struct, frozen=True):
     """Seconds per call in one process, over rounds of several iterations.
 
-    `first_call` was made before, apart: it imports, compiles and warms up. `samples` are sorted; where there were many,
-    evenly spaced order statistics. `empty_round` is what a round of nothing takes on the same clock; its share has been taken
-    off every sample. `rotated_bytes` is how much memory the inputs of a cold cell were rotated over.
+    `first_call` was made before, apart: it imports, compiles and warms up. `samples` are sorted, with seven digits; where
+    there were many, evenly spaced order statistics. `empty_round` is what a round of nothing takes on the same clock; its share
+    has been taken off every sample. `rotated_bytes` is how much memory the inputs of a cold cell were rotated over.
     """
 
     median: float

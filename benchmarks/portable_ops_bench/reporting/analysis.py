@@ -60,7 +60,7 @@ class Analysis:
 
     @cached_property
     def _busy(self) -> dict[str, float]:
-        return noise.others(self.report)
+        return noise.others(self.report.sentinels)
 
     @cached_property
     def doubts(self) -> dict[str, list[str]]:

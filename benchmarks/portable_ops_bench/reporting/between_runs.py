@@ -11,18 +11,23 @@ from scipy.stats import norm
 from scipy.stats import t as student
 
 from portable_ops_bench.model import Cell, Environment, Report, Result, Sentinel
-from portable_ops_bench.reporting.noise import OTHERS
+from portable_ops_bench.reporting.noise import OTHERS, others
 
-FREEDOM_OF_ALL = 3
+FREEDOM_OF_ALL = 2
 """Degrees of freedom that the noise of all cells together adds to those of a cell's own processes.
 
-The tails of noise are heavy. Tried on runs of the same code on a busy machine with two cores, in 15 comparisons of one process
-with one, and in 10 of three with three: with 4, one of them told differences that were none; with 3, none did.
+The tails of noise are heavy: some cells take twice as long in one process of three, and not in the next. Tried on processes of
+the same code, three against three, drawn from sixteen: with 3, one of 40 comparisons told a difference that was none; with 2,
+none did.
 """
 ENOUGH_CELLS = 20
 """From so many numbers on, a standard deviation is taken from them."""
 FEW = 3
-"""Below so many processes on a side, the heavy tails of noise must be taken from all cells."""
+"""Below so many processes on a side, it does not show whether one of them as a whole was slow."""
+ENOUGH_PROCESSES = 8
+"""From so many on each side, processes are ranked, and a cell's own show how they differ. Fewer show too little of it: no rank
+test of them could pass the control over hundreds of cells, and how heavy the tails of noise are must be taken from all cells.
+"""
 
 
 def difference(a: Result, b: Result) -> float:
@@ -34,33 +39,42 @@ def difference(a: Result, b: Result) -> float:
     return math.copysign(min(abs(medians), abs(fastest)), medians) if medians * fastest > 0 else 0.0
 
 
+def processes_of(a: Result, b: Result) -> int:
+    """How many processes measured a cell, in the report with fewer."""
+    return min(len(a.timings), len(b.timings))
+
+
 class Noise:
     """By how much cells differ that should not, as the standard deviation of `difference`.
 
-    It is seen in several places, of which the largest counts: the cell's own processes; the processes of all cells of its
-    backend, for what few processes of one cell cannot show; cells whose code is the same in both reports, as other libraries'
+    It is seen in several places, of which the largest counts: the cell's own processes; unless those are many, the processes
+    of all cells of its backend; cells whose code is the same in both reports, as other libraries'
     functions in the same versions are. Where there are no such cells, most cells are taken to be unchanged. A process as a
     whole may be slow, which one or two of them do not show; then most cells of the backend are taken to be unchanged, too.
     """
 
     def __init__(self, before: Report, after: Report, both: Sequence[tuple[Result, Result]]) -> None:
-        few = min(len(result.timings) for pair in both for result in pair) < FEW
+        processes = min(len(result.timings) for pair in both for result in pair)
+        tails = processes < ENOUGH_PROCESSES
         same = [pair for pair in both if _is_same_code(pair[0].cell, before.environment, after.environment)]
         self.controls = len(same) if len(same) >= ENOUGH_CELLS else 0
         # A fifth of all cells may have changed; of the controls, none.
-        self.between_runs = _between_runs(same, few) if self.controls else _between_runs(both, few, tail=0.8)
-        self.between_processes = _between_processes(both, few)
+        self.between_runs = _between_runs(same, tails) if self.controls else _between_runs(both, tails, tail=0.8)
+        self.between_processes = _between_processes(both, tails)
         self._processes, self._runs = {}, {}
         for backend in {a.cell.backend for a, _ in both}:
             own = [pair for pair in both if pair[0].cell.backend == backend]
-            self._processes[backend] = max(_between_processes(own, few), self.between_processes)
-            self._runs[backend] = max(_between_runs(own, few, tail=0.8) if few else 0.0, self.between_runs)
+            self._processes[backend] = max(_between_processes(own, tails), self.between_processes)
+            self._runs[backend] = max(
+                _between_runs(own, tails, tail=0.8) if processes < FEW else 0.0, self.between_runs
+            )
         self.machine = Machine(before, after)
 
     def of(self, a: Result, b: Result) -> float:
         """The standard deviation of the difference of a cell."""
         backend = a.cell.backend
-        own = sum(max(_own_deviation(r), self._processes[backend]) ** 2 / len(r.timings) for r in (a, b))
+        others = 0.0 if processes_of(a, b) >= ENOUGH_PROCESSES else self._processes[backend]
+        own = sum(max(_own_deviation(r), others) ** 2 / len(r.timings) for r in (a, b))
         return max(math.sqrt(own), self._runs[backend])
 
     def explains(self, a: Result, b: Result) -> float:
@@ -100,11 +114,8 @@ class Machine:
 
     def disturbed(self, backend: str) -> str:
         """In words, if other processes took the CPUs from the backend's own, in either run; else empty."""
-        for sentinels in self._both.get(backend, ()):
-            others = statistics.median(sentinel.others or 0.0 for sentinel in sentinels)
-            if others > OTHERS:
-                return f"other processes kept {others:.1f} CPUs busy meanwhile"
-        return ""
+        busiest = max((others(run).get(backend, 0.0) for run in self._both.get(backend, ())), default=0.0)
+        return f"other processes kept {busiest:.1f} CPUs busy meanwhile" if busiest > OTHERS else ""
 
     def notes(self) -> list[str]:
         """What was seen."""
@@ -112,10 +123,8 @@ class Machine:
         if self._both:
             worst = max((change for backend in self._both for change in self.changes(backend)), key=abs)
             told.append(f"the sentinel differs by {math.expm1(worst):+.1%} at most between the runs")
-        for backend in sorted(self._both):
-            if disturbed := self.disturbed(backend):
-                told.append(f"{backend}: {disturbed}")
-        return told
+        disturbed = {backend: self.disturbed(backend) for backend in sorted(self._both)}
+        return told + [f"{backend}: {reason}" for backend, reason in disturbed.items() if reason]
 
 
 def _by_backend(sentinels: Sequence[Sentinel]) -> dict[str, list[Sentinel]]:

@@ -17,7 +17,7 @@ import msgspec
 from scipy.stats import false_discovery_control, mannwhitneyu
 
 from portable_ops_bench.model import Cell, Report, Result, Status, Struct, Timing
-from portable_ops_bench.reporting.between_runs import Noise
+from portable_ops_bench.reporting.between_runs import ENOUGH_PROCESSES, Noise, processes_of
 from portable_ops_bench.reporting.lineup import label
 from portable_ops_bench.reporting.machines import machine_differences, other_differences
 from portable_ops_bench.reporting.resampling import RESAMPLES, SEED, interval, resampled_medians
@@ -26,13 +26,11 @@ THRESHOLD = 0.05
 """Smaller differences matter to nobody."""
 RATE = 0.05
 """Of the differences that are told, the share that may be none."""
-ENOUGH_PROCESSES = 8
-"""From so many on each side, processes are ranked; of fewer, no rank test could pass the control over hundreds of cells."""
-SINGLE = 2.0
+SINGLE = 3.0
 """A factor within which one process says nothing about another, of the same code.
 
-Where in memory things lie, and what a compiler made of them, is settled once for a process. In five comparisons of two quick
-runs of the same code on a quiet machine, the cell that differed most did so by a factor of 1.82.
+Where in memory things lie, and what a compiler made of them, is settled once for a process. In pairs of seven quick runs of the
+same code, of 247 cells each, on a machine with nothing else to do, the cell that differed most did so by a factor of 1.99.
 """
 
 
@@ -187,7 +185,7 @@ def _change(a: Result, b: Result, threshold: float, noise: Noise) -> Change:
     ratio = b.timing.median / a.timing.median
     resampled = resampled_medians(b.timings, RESAMPLES, SEED + 1) / resampled_medians(a.timings, RESAMPLES, SEED)
     low, high = interval(resampled)
-    processes = min(len(a.timings), len(b.timings))
+    processes = processes_of(a, b)
     unit = "process" if processes >= ENOUGH_PROCESSES else "round"
     one, other = (_units(result.timings, unit) for result in (a, b))
     # All alike is no difference; the test could not rank them.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from portable_ops_bench.floor import floor_of
 from portable_ops_bench.model import Report, Result, Sentinel
@@ -26,19 +26,21 @@ def drift(sentinel: Sentinel) -> float:
 
 
 def drifts(report: Report) -> dict[str, float]:
-    """For each backend, the drift of the process in which the sentinel changed most."""
-    found: dict[str, float] = {}
-    for sentinel in report.sentinels:
-        found[sentinel.backend] = max(found.get(sentinel.backend, 0.0), drift(sentinel), key=abs)
-    return found
+    """For each backend, the drift of the middle one of its processes: a single one that was disturbed decides no median."""
+    return _middle((sentinel.backend, abs(drift(sentinel)), drift(sentinel)) for sentinel in report.sentinels)
 
 
-def others(report: Report) -> dict[str, float]:
-    """For each backend, the process during which other processes kept most CPUs busy: how many."""
-    found: dict[str, float] = {}
-    for sentinel in report.sentinels:
-        found[sentinel.backend] = max(found.get(sentinel.backend, 0.0), sentinel.others or 0.0)
-    return found
+def others(sentinels: Iterable[Sentinel]) -> dict[str, float]:
+    """For each backend, how many CPUs other processes kept busy, during the middle one of its processes."""
+    return _middle((sentinel.backend, sentinel.others or 0.0, sentinel.others or 0.0) for sentinel in sentinels)
+
+
+def _middle(found: Iterable[tuple[str, float, float]]) -> dict[str, float]:
+    """By backend, the last value of the entry whose size is in the middle."""
+    by_backend: dict[str, list[tuple[float, float]]] = {}
+    for backend, size, value in found:
+        by_backend.setdefault(backend, []).append((size, value))
+    return {backend: sorted(entries)[(len(entries) - 1) // 2][1] for backend, entries in by_backend.items()}
 
 
 def ledger(report: Report) -> list[str]:
