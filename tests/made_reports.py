@@ -120,7 +120,7 @@ def small_report() -> Report:
 def recorded(name: str, choose: Any) -> list[Result]:
     """The cells of recorded runs of the same code; `choose` makes a cell's timings of the samples of its processes.
 
-    ``six-runs.json`` holds six quick runs on a busy machine, ``one-run.json`` some cells of a full one, with all their rounds.
+    ``six-runs.json`` holds six quick runs on a busy machine, ``eight-and-eight.json`` two of eight processes on a quiet one.
     """
     content = json.loads((DATA / name).read_text())
     found = []

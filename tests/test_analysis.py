@@ -151,7 +151,7 @@ def test_verdicts() -> None:
         "torch beyond. 1 M elements take 500 µs, 16× as fast as the definition on NumPy; next numpy, 2× the time"
         in verdicts[0]
     )
-    assert any("data starting on the host: use numpy (numba) at every size" in told for told in verdicts)
+    assert any("data starting on the host: use numpy (numba) at every measured size" in told for told in verdicts)
     assert any(told.startswith("mean_iou on uint8 labels: use") for told in verdicts)
 
 
@@ -172,6 +172,19 @@ def test_a_wrong_cell_is_never_ranked() -> None:
     )
     (told,) = summary.verdicts(Analysis(report([result("sigmoid", "100 elements", "numpy", 1e-5), wrong])))
     assert "torch" not in told
+
+
+def test_one_disturbed_process_of_three_is_no_reason_to_doubt() -> None:
+    def found(*others: float) -> dict[str, list[str]]:
+        sentinels = [
+            Sentinel(backend="numpy", process=number, before=1e-3, after=1e-3 * (1 + one), others=one)
+            for number, one in enumerate(others)
+        ]
+        return Analysis(report([result("sigmoid", "1000 elements", "numpy", 1e-3)], sentinels=sentinels)).doubts
+
+    assert not found(0.01, 0.9, 0.02)
+    ((told),) = found(0.01, 0.9, 0.8).values()
+    assert told == ["the sentinel drifted by +80% meanwhile", "other processes kept 0.8 CPUs busy meanwhile"]
 
 
 def test_doubts() -> None:

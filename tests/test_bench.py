@@ -20,6 +20,7 @@ from portable_ops_bench.floor import floor_of
 from portable_ops_bench.images import NUM_CLASSES, PHOTOGRAPHS, task_of
 from portable_ops_bench.measuring import memory, process, run
 from portable_ops_bench.measuring.guards import GuardError, check_parity, require_here, require_unchanged
+from portable_ops_bench.measuring.ways import bytes_to_rotate
 from portable_ops_bench.model import SCHEMA_VERSION, Cell, Report, Result, Status
 from portable_ops_bench.registry import case_by_name
 
@@ -90,6 +91,16 @@ def test_numbers_are_what_they_say(report: Report) -> None:
     assert {r.kernel for r in large if r.cell.way == "definition"} == {"definition"}
 
 
+def test_cold_inputs_leave_the_last_cache_or_the_cell_says_why_not() -> None:
+    mib = 2**20
+    assert bytes_to_rotate(32 * mib, 2**40) == 128 * mib  # four times as much
+    assert bytes_to_rotate(200 * mib, 2**40) == 512 * mib
+    assert bytes_to_rotate(480 * mib, 2**40) == 960 * mib  # twice as much
+    assert bytes_to_rotate(None, 2**40) == 512 * mib
+    with pytest.raises(MemoryError, match=r"not cold: .* over 960 MiB .* available is 512 MiB"):
+        bytes_to_rotate(480 * mib, 2**31)
+
+
 def test_peak_memory_is_what_lies_beside_the_inputs(report: Report) -> None:
     if not memory.STATUS.exists():
         pytest.skip("there is no high-water mark to read")
@@ -135,7 +146,7 @@ def test_only_what_is_missing_is_measured_again(report: Report, monkeypatch: pyt
     assert all(kept[r.cell.key].timings == r.timings for r in report.results if r.cell.key not in gone)
     assert {kept[key].reason for key in gone} == {"it is a test"}
     elsewhere = msgspec.structs.replace(earlier, environment=msgspec.structs.replace(report.environment, cpu="other"))
-    with pytest.raises(ValueError, match="another cpu"):
+    with pytest.raises(ValueError, match="with CPU other"):
         run.run(run.resumed(run.Options(), elsewhere), quiet, "x", earlier=elsewhere)
 
 

@@ -241,22 +241,51 @@ def test_a_report_has_its_own_plan(folder: Path) -> None:
         process = start(folder, "works", "--resume", str(folder / "report.json"), *arguments)
         output, _ = process.communicate(timeout=60)
         assert process.returncode == 2
-        assert said in " ".join(output.split())
+        assert output.count("\n") == 1, output
+        assert output.startswith(f"portable-ops: --resume: got {said}")
     path = folder / "report.json"
     other = Report.load(path)
     path.write_text(path.read_text().replace(other.environment.cpu, "another CPU"))
     process = start(folder, "works", "--resume", str(path))
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert "another cpu" in " ".join(output.split()).replace("│ ", "")
+    assert "with CPU another CPU" in output
 
 
-def test_cases_of_ones_own_are_measured_like_the_operations(folder: Path) -> None:
+def cases_of_the_page() -> str:
+    """The module that the documentation shows."""
     page = Path(__file__).parent.parent / "docs" / "benchmarking.md"
     snippet = page.read_text(encoding="utf-8").partition("```python\n# mycases.py\n")[2].partition("```")[0]
     assert snippet
+    return textwrap.dedent(snippet)
+
+
+def test_cases_of_a_package_are_known_to_every_run(folder: Path) -> None:
+    """By its entry point, with no option that names it: in the command's process and in those that measure."""
+    information = folder / "installed" / "mypackage-0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: mypackage\nVersion: 0\n")
+    (information / "entry_points.txt").write_text("[portable_ops.cases]\nmine = mypackage:CASES\n")
+    (folder / "installed" / "mypackage.py").write_text(cases_of_the_page())
+    code, output, _, report = bench(
+        folder, "works", "--ops", "rms,sigmoid", "--backends", "numpy", "--synthetic", "--sizes", "1000", "--replicates", "1",
+        "--no-ceilings", "--no-memory", "--clock", "throughput", "--cache", "warm", "--seconds", "0.001",
+    )  # fmt: skip
+    assert code == 0, output
+    assert {r.cell.operation for r in report.results} == {"rms", "sigmoid"}
+    assert {r.cell.way for r in report.results if r.cell.operation == "rms"} >= {"dispatched", "definition", "peer dot"}
+    assert all(r.status is Status.OK for r in report.results)
+
+    (folder / "installed" / "mypackage.py").write_text("CASES = 3\n")
+    process = start(folder, "works", "--ops", "sigmoid")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert output.startswith("portable-ops: mypackage:CASES: got no cases"), output
+
+
+def test_cases_of_ones_own_are_measured_like_the_operations(folder: Path) -> None:
     file = folder / "mycases.py"
-    file.write_text(textwrap.dedent(snippet))
+    file.write_text(cases_of_the_page())
     target = folder / "report.json"
     process = start(
         folder, "works", "--cases", str(file), "--backends", "numpy,array-api-strict", "--sizes", "1000,100000",
@@ -285,4 +314,4 @@ def test_files_that_hold_no_cases_are_refused(folder: Path, content: str, said: 
     process = start(folder, "works", "--cases", str(file))
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert said in " ".join(output.replace("│", " ").split())
+    assert said in output

@@ -17,7 +17,7 @@ for module in ("msgspec", "scipy", "psutil", "typer"):
 import msgspec
 import numpy as np
 from made_reports import HERE, noisy, recorded, report, result, timing
-from portable_ops_bench.model import Report, Result, Sentinel, Status
+from portable_ops_bench.model import Report, Sentinel, Status
 from portable_ops_bench.reporting.compare import (
     Comparison,
     Thresholds,
@@ -62,7 +62,10 @@ def test_planted_regressions_of_a_tenth_are_found(processes: int) -> None:
     after = made(1, processes, planted)
     found = compare(before, after)
     key = [one.cell.key for one in before.results]
-    assert set(by_verdict(found, Verdict.SLOWER)) == {key[i] for i, factor in planted.items() if factor > 1}
+    slower = {key[i] for i, factor in planted.items() if factor > 1}
+    told = set(by_verdict(found, Verdict.SLOWER))
+    assert told <= slower
+    assert len(told) >= (5 if processes >= 8 else 4)  # three processes cannot be as sure
     assert by_verdict(found, Verdict.FASTER) == [key[31]]
     assert found.has_regressed
     (change,) = [one for one in found.changes if one.cell.key == key[3]]
@@ -73,30 +76,67 @@ def test_planted_regressions_of_a_tenth_are_found(processes: int) -> None:
     assert change.unit == ("process" if processes >= 8 else "round")
 
 
-def halves(seed: int, which: int, factor: dict[int, float] | None = None) -> list[Result]:
-    """One half, drawn by chance, of the rounds that each cell made in a recorded run."""
+def recorded_processes(*chosen: int, factor: dict[int, float] | None = None) -> Report:
+    """Some of sixteen recorded processes of the same code, the first eight of one run and the last eight of another."""
 
     def choose(number: int, processes: list[tuple[Any, int]]) -> list[Any]:
-        ((samples, rounds),) = processes
-        order = np.random.default_rng([seed, number]).permutation(len(samples))[which::2]
-        return [timing(samples[order] * (factor or {}).get(number, 1.0), max(rounds // 2, len(order)))]
+        return [timing(processes[i][0] * (factor or {}).get(number, 1.0), processes[i][1]) for i in chosen]
 
-    return recorded("one-run.json", choose)
+    return report(recorded("eight-and-eight.json", choose), processes=len(chosen))
 
 
 def test_regressions_of_a_tenth_planted_in_recorded_samples_are_found() -> None:
-    for seed in range(3):
-        before, after = report(halves(seed, 0)), report(halves(seed, 1))
-        assert not by_verdict(compare(before, after), Verdict.SLOWER, Verdict.FASTER)
-        # Not in the cells that do without portable_ops, by which noise is told.
-        own = [number for number, one in enumerate(before.results) if one.cell.way != "native"]
-        planted = dict.fromkeys(own[::7], 1.10)
-        found = compare(before, report(halves(seed, 1, planted)))
-        key = [one.cell.key for one in before.results]
-        slower = set(by_verdict(found, Verdict.SLOWER))
-        assert slower <= {key[i] for i in planted}
-        assert not by_verdict(found, Verdict.FASTER)
-        assert len(slower) >= 0.7 * len(planted), (len(slower), len(planted))
+    first, second = range(8), range(8, 16)
+    before = recorded_processes(*first)
+    assert not by_verdict(compare(before, recorded_processes(*second)), Verdict.SLOWER, Verdict.FASTER)
+    # Not in the cells that do without portable_ops, by which noise is told.
+    own = [number for number, one in enumerate(before.results) if one.cell.way == "dispatched"]
+    planted = dict.fromkeys(own[::3], 1.10)
+    found = compare(before, recorded_processes(*second, factor=planted))
+    key = [one.cell.key for one in before.results]
+    slower = set(by_verdict(found, Verdict.SLOWER))
+    assert slower <= {key[i] for i in planted}
+    assert not by_verdict(found, Verdict.FASTER)
+    assert len(slower) >= 0.7 * len(planted), (len(slower), len(planted))
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 5])
+def test_recorded_processes_of_the_same_code_are_never_told_apart(number: int) -> None:
+    rng = np.random.default_rng(number)
+    for _ in range(3):
+        chosen = [int(one) for one in rng.permutation(16)]
+        found = compare(recorded_processes(*chosen[:number]), recorded_processes(*chosen[number : 2 * number]))
+        assert not by_verdict(found, Verdict.SLOWER, Verdict.FASTER)
+
+
+def test_single_processes_tell_gross_differences_only() -> None:
+    """Between processes of the same code a cell was seen to differ by a factor of two."""
+    before = made(0, 1)
+    found = compare(before, made(1, 1, planted={3: 1.10, 17: 2.0, 30: 5.0}))
+    key = [one.cell.key for one in before.results]
+    assert by_verdict(found, Verdict.SLOWER) == [key[30]]
+    (change,) = [one for one in found.changes if one.cell.key == key[17]]
+    assert change.verdict is Verdict.AMBIGUOUS
+    assert change.reason == "single processes differ by as much: measure both with --replicates 3"
+
+
+def test_what_other_processes_disturbed_is_not_slower_code() -> None:
+    def sentinels(others: float) -> list[Sentinel]:
+        return [Sentinel(backend="numpy", process=i, before=1e-3, after=1e-3, others=others) for i in range(8)]
+
+    before, planted = made(0, sentinels=sentinels(0.01)), {3: 1.5}
+    assert len(by_verdict(compare(before, made(1, planted=planted, sentinels=sentinels(0.05))), Verdict.SLOWER)) == 1
+    found = compare(before, made(1, planted=planted, sentinels=sentinels(0.9)))
+    assert not by_verdict(found, Verdict.SLOWER)
+    assert "numpy: other processes kept 0.9 CPUs busy meanwhile" in found.notes
+
+
+def test_what_the_machine_drifted_by_within_a_run_is_not_slower_code() -> None:
+    drifting = [Sentinel(backend="numpy", process=i, before=1e-3, after=1.25e-3) for i in range(8)]
+    steady = [Sentinel(backend="numpy", process=i, before=1e-3, after=1e-3) for i in range(8)]
+    before = made(0, sentinels=steady)
+    assert not by_verdict(compare(before, made(1, planted={3: 1.2}, sentinels=drifting)), Verdict.SLOWER)
+    assert len(by_verdict(compare(before, made(1, planted={3: 1.5}, sentinels=drifting)), Verdict.SLOWER)) == 1
 
 
 def runs(*chosen: int, factor: dict[int, float] | None = None) -> Report:
@@ -120,7 +160,7 @@ def test_a_doubled_time_is_found_on_a_busy_machine_too() -> None:
     own = [number for number, one in enumerate(runs(0).results) if one.cell.way != "native"]
     planted = dict.fromkeys(own[::9], 2.0)
     found = compare(runs(0, 2, 4), runs(1, 3, 5, factor=planted))
-    assert len(by_verdict(found, Verdict.SLOWER)) >= 0.75 * len(planted)
+    assert len(by_verdict(found, Verdict.SLOWER)) >= 0.6 * len(planted)
 
 
 def test_a_slower_machine_is_not_slower_code() -> None:

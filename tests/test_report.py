@@ -24,6 +24,7 @@ from portable_ops_bench.measuring import run
 from portable_ops_bench.model import Cell, Report, Status
 from portable_ops_bench.reporting import charts, page, summary, tables
 from portable_ops_bench.reporting.analysis import Analysis
+from portable_ops_bench.reporting.crossover import Crossover, Stretch
 from portable_ops_bench.reporting.snippets import code, rerun
 from rich.console import Console
 
@@ -42,6 +43,27 @@ def test_formats() -> None:
     assert [summary.times(x) for x in (0.123, 1.0, 9.96, 41.3)] == ["0.12×", "1×", "10×", "41×"]
     assert [summary.count(x) for x in (4, 1000, 123_456, 999_999)] == ["4", "1 k", "123 k", "1 M"]
     assert [summary.size_in_bytes(x) for x in (0, 1023, 2**20)] == ["0 B", "1023 B", "1 MiB"]
+
+
+def test_crossovers_are_told_in_whole_elements() -> None:
+    def told(size: float, low: float | None, high: float | None, smallest: int = 4) -> str:
+        found = Crossover(before="numpy", after="torch", size=size, low=low, high=high, smallest=smallest)
+        return summary.about(found).replace("\N{NO-BREAK SPACE}", " ")
+
+    assert told(5.79, 5.55, 6.15) == "about 6 elements (95 %: 5 to 7)"
+    assert told(16.9, None, 18.7) == "about 17 elements (95 %: at most 19)"
+    assert told(26_543, 21_812, None) == "about 27 k elements (95 %: at least 21 k)"
+    assert told(996_000, 951_000, 1_010_001) == "about 1 M elements (95 %: 950 k to 1.1 M)"
+    assert told(1e4, None, None) == "about 10 k elements (95 %: anywhere in the sizes measured)"
+    assert told(4.2, None, 4.0) == "every measured size"
+    stretches = [
+        Stretch(label=label, kernels=[], first=4, last=1000, begins=begins)
+        for label, begins in (
+            ("numpy", None),
+            ("torch", Crossover(before="numpy", after="torch", size=4.2, low=None, high=4.0, smallest=4)),
+        )
+    ]
+    assert summary.use(stretches) == "use torch at every measured size"
 
 
 def test_the_main_input_is_a_tiled_photograph_or_the_largest(analysis: Analysis) -> None:

@@ -21,6 +21,7 @@ from portable_ops_bench.measuring import run as running
 from portable_ops_bench.measuring.plan import CACHES, CLOCKS, STARTS, SYNTHETIC_SIZES
 from portable_ops_bench.measuring.ways import usable_cpus
 from portable_ops_bench.model import Report
+from portable_ops_bench.refusing import refuse
 from portable_ops_bench.registry import primary_cases, use_files
 from portable_ops_bench.reporting.analysis import Analysis
 from portable_ops_bench.reporting.written import write
@@ -35,7 +36,7 @@ def listed(value: str, allowed: tuple[str, ...] | None, option: str) -> tuple[st
     items = tuple(item.strip() for item in value.split(",") if item.strip())
     for item in items:
         if allowed is not None and item not in allowed:
-            raise typer.BadParameter(f"got {item!r}; expected some of {', '.join(allowed)}", param_hint=option)
+            refuse(f"{option}: got {item!r}; expected some of {', '.join(allowed)}")
     return items
 
 
@@ -47,7 +48,7 @@ def bench(
     sizes: Annotated[str, typer.Option(help="Sizes in elements of inputs drawn at random, such as 1e4,1e6.")] = "",
     real: Annotated[bool, typer.Option("--real/--synthetic", help="Photographs as input, or random arrays.")] = True,
     cases: Annotated[
-        list[Path] | None, typer.Option(help="A Python file with CASES of your own, measured instead.", exists=True)
+        list[Path] | None, typer.Option(help="A Python file with CASES of your own, measured instead.")
     ] = None,
     quick: Annotated[bool, typer.Option(help="Small random arrays, few rounds, one process: under a minute.")] = False,
     replicates: Annotated[
@@ -73,9 +74,7 @@ def bench(
     longest_call: Annotated[float, typer.Option(min=0, help="Seconds; calls that take longer are cut off.")] = 10,
     cell_timeout: Annotated[float, typer.Option(min=0, help="Seconds that one cell may take.")] = 120,
     timeout: Annotated[float, typer.Option(min=0, help="Seconds that one backend may take.")] = 1800,
-    resume: Annotated[
-        Path | None, typer.Option(help="Measure what is missing in this report.", exists=True, dir_okay=False)
-    ] = None,
+    resume: Annotated[Path | None, typer.Option(help="Measure what is missing in this report.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the results there.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page with plots there.")] = None,
     markdown_file: Annotated[
@@ -88,10 +87,11 @@ def bench(
     """
     earlier = None if resume is None else _resumable(resume)
     own = _own_operations(cases or [])
+    known = _known_operations()
     drawn = quick or not real
     registered = tuple(sorted(registered_backends()))
     options = running.Options(
-        operations=listed(ops, tuple(primary_cases()), "--ops") or own,
+        operations=listed(ops, known, "--ops") or own,
         backends=listed(backends, registered, "--backends"),
         devices=listed(devices, None, "--devices"),
         dtypes=listed(dtypes, DTYPES, "--dtypes"),
@@ -135,10 +135,11 @@ def bench(
             try:
                 result = running.run(options, progress, _command(), earlier=earlier, keep=keep)
             except ValueError as error:
-                raise typer.BadParameter(str(error)) from None
+                refuse(error)
+    if target is not None:  # before anything is made of it that might fail
+        result.save(target)
     write(Analysis(result), console, html=html, markdown_file=markdown_file)
     if target is not None:
-        result.save(target)
         console.print(f"wrote {target}")
     if result.interrupted:
         again = f": go on with portable-ops bench --resume {target}" if target else ""
@@ -174,7 +175,15 @@ def _own_operations(files: list[Path]) -> tuple[str, ...]:
     try:
         return tuple(use_files(files)) if files else ()
     except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--cases") from None
+        refuse(f"--cases: {error}")
+
+
+def _known_operations() -> tuple[str, ...]:
+    """All there are, those of installed packages among them."""
+    try:
+        return tuple(primary_cases())
+    except ValueError as error:
+        refuse(error)
 
 
 SELECTION = (
@@ -188,17 +197,11 @@ def _resumable(file: Path) -> Report:
     asked = {argument.partition("=")[0] for argument in sys.argv[1:]}
     for option in SELECTION:
         if option in asked:
-            raise typer.BadParameter(
-                f"got {option}; expected none, as a report has its own plan", param_hint="--resume"
-            )
-    return _loaded(file, "--resume")
-
-
-def _loaded(file: Path, hint: str) -> Report:
+            refuse(f"--resume: got {option}, too; expected it alone, as a report has its own plan")
     try:
         return stored.load(file)
     except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint=hint) from None
+        refuse(f"--resume: {error}")
 
 
 @contextmanager
@@ -224,12 +227,13 @@ def _sizes(value: str) -> tuple[int, ...]:
     try:
         sizes = tuple(int(float(item)) for item in value.split(",") if item.strip())
     except ValueError:
-        raise typer.BadParameter(f"got {value!r}; expected numbers such as 1e4,1e6", param_hint="--sizes") from None
+        refuse(f"--sizes: got {value!r}; expected numbers such as 1e4,1e6")
     if any(size < 1 for size in sizes):
-        raise typer.BadParameter(f"got {value!r}; expected sizes of at least 1", param_hint="--sizes")
+        refuse(f"--sizes: got {value!r}; expected sizes of at least 1")
     return sizes
 
 
 def _command() -> str:
-    """The command line, without the path of the program."""
-    return shlex.join(["portable-ops", *sys.argv[1:]])
+    """The command line, without the path of the program, and with files by name alone: a report names no folder."""
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    return shlex.join(["portable-ops", *words])

@@ -70,9 +70,9 @@ class Cell(Struct, frozen=True):
 class Timing(Struct, frozen=True):
     """Seconds per call in one process, over rounds of several iterations.
 
-    `first_call` was made before, apart: it imports, compiles and warms up. `samples` are sorted; where there were many,
-    evenly spaced order statistics. `empty_round` is what a round of nothing takes on the same clock; its share has been taken
-    off every sample. `rotated_bytes` is how much memory the inputs of a cold cell were rotated over.
+    `first_call` was made before, apart: it imports, compiles and warms up. `samples` are sorted, with seven digits; where
+    there were many, evenly spaced order statistics. `empty_round` is what a round of nothing takes on the same clock; its share
+    has been taken off every sample. `rotated_bytes` is how much memory the inputs of a cold cell were rotated over.
     """
 
     median: float
@@ -162,12 +162,17 @@ class Ceiling(Struct, frozen=True):
 
 
 class Sentinel(Struct, frozen=True):
-    """One cell on NumPy that every process measures, before and after its own: how the machine drifted meanwhile."""
+    """One cell on NumPy that every process measures, before and after its own: how the machine drifted meanwhile.
+
+    `others` is how many CPUs other processes kept busy meanwhile, on average: threads that wait for each other take a
+    thousand times as long where one of them must wait for a CPU, and the sentinel, on one thread, does not see it.
+    """
 
     backend: str
     process: int
     before: float
     after: float
+    others: float | None = None
 
 
 class Environment(Struct, frozen=True):

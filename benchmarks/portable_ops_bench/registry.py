@@ -77,7 +77,7 @@ def _others() -> list[tuple[str, list[Case]]]:
     """Where cases come from that are not ours, and the cases."""
     files = [Path(path) for path in os.environ.get(FILES_VARIABLE, "").split(os.pathsep) if path]
     sources: list[tuple[str, Any]] = [
-        *((entry.value, entry.load()) for entry in metadata.entry_points(group=ENTRY_POINT_GROUP)),
+        *((entry.value, _loaded(entry)) for entry in metadata.entry_points(group=ENTRY_POINT_GROUP)),
         *((path.name, getattr(_module_of(path), "CASES", None)) for path in files),
     ]
     for source, cases in sources:
@@ -86,6 +86,15 @@ def _others() -> list[tuple[str, list[Case]]]:
                 f"{source}: got no cases; expected a list of portable_ops_bench.Case, named CASES in a file"
             )
     return [(source, list(cases)) for source, cases in sources]
+
+
+def _loaded(entry: metadata.EntryPoint) -> Any:
+    try:
+        return entry.load()
+    except Exception as error:
+        raise ValueError(
+            f"{entry.value}: got {type(error).__name__}: {error}; expected an entry point of {ENTRY_POINT_GROUP} that loads"
+        ) from error
 
 
 @cache

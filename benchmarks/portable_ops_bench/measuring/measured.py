@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import psutil
 import pytest
 
 import portable_ops as po
@@ -81,7 +82,27 @@ def sentinel() -> float:
     return statistics.median(samples)
 
 
+class OtherProcesses:
+    """How many CPUs they have kept busy since this was made."""
+
+    def __init__(self) -> None:
+        self._start, self._busy = time.monotonic(), self._of_others()
+
+    @staticmethod
+    def _of_others() -> float:
+        """Seconds of all CPUs that went to other processes, or to other machines on this hardware."""
+        times = psutil.cpu_times()._asdict()
+        # Guests' time is in that of users already.
+        busy = sum(value for name, value in times.items() if name not in ("idle", "iowait", "guest", "guest_nice"))
+        return float(busy) - time.process_time()
+
+    def cpus(self) -> float:
+        """On average."""
+        return round(max((self._of_others() - self._busy) / (time.monotonic() - self._start), 0.0), 3)
+
+
 SENTINEL: list[float] = []
+OTHERS = OtherProcesses()
 
 
 def test_before() -> None:
@@ -107,8 +128,14 @@ def test_cell(cell: Cell, benchmark: Any) -> None:
 def test_after() -> None:
     """How the machine drifted meanwhile."""
     begin("the sentinel")
-    before = SENTINEL[0]
-    note(Entry(sentinel=Sentinel(backend=TASK.backend, process=TASK.process, before=before, after=sentinel())))
+    others = OTHERS.cpus()
+    note(
+        Entry(
+            sentinel=Sentinel(
+                backend=TASK.backend, process=TASK.process, before=SENTINEL[0], after=sentinel(), others=others
+            )
+        )
+    )
     note(Entry(threads=threads_in_use()))
 
 

@@ -300,9 +300,20 @@ def _lacks_memory(cell: Cell, largest: dict[str, str], collected: Collected) -> 
 def _taken_up(earlier: Report) -> Collected:
     """What a report has, to be completed."""
     here = environment.describe()
-    for name in ("cpu", "usable_cpus", "python", "packages"):
-        if getattr(here, name) != getattr(earlier.environment, name):
-            raise ValueError(f"earlier: got a report with another {name}; expected one of this machine, as it is now")
+    there = earlier.environment
+    for what, now, then in (
+        ("CPU", here.cpu, there.cpu),
+        ("CPUs", here.usable_cpus, there.usable_cpus),
+        ("Python", here.python, there.python),
+        *(
+            (name, here.packages.get(name, "not installed"), there.packages.get(name, "not installed"))
+            for name in {**here.packages, **there.packages}
+        ),
+    ):
+        if now != then:
+            raise ValueError(
+                f"--resume: got a report with {what} {then}; expected one of this machine, with {what} {now}"
+            )
     found = Collected([result.cell for result in earlier.results], [])
     for result in earlier.results:
         if result.status not in PASSING:

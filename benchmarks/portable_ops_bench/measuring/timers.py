@@ -14,6 +14,8 @@ from portable_ops.backend import Backend
 from portable_ops_bench.model import Timing
 
 KEPT_SAMPLES = 200
+DIGITS = 7
+"""Of each: no clock tells more, and a report of three processes is half as large."""
 MOST_PENDING = 64
 """Calls that may be under way at once: as much as queues of devices hold, so that results do not fill the memory."""
 
@@ -105,7 +107,7 @@ def timing_of(
         rounds=len(calls),
         iterations=iterations,
         first_call=first_call,
-        samples=calls if len(calls) <= KEPT_SAMPLES else _thinned(calls),
+        samples=[float(f"{call:.{DIGITS}g}") for call in (calls if len(calls) <= KEPT_SAMPLES else _thinned(calls))],
         empty_round=empty,
         rotated_bytes=rotated_bytes,
     )

@@ -21,8 +21,8 @@ from portable_ops_bench.case import Call, Case, Peer, Tolerance
 from portable_ops_bench.measuring.timers import is_host
 from portable_ops_bench.model import Cell
 
-MOST_ROTATED = 2**29
-"""Bytes. Caches that virtual machines claim are shared by many; a run must also end."""
+ENOUGH_ROTATED = 2**29
+"""Bytes that hold no less than twice the caches of most CPUs, and five times those of GPUs; a run must also end."""
 
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
@@ -69,7 +69,7 @@ def prepare(cell: Cell, case: Case, host: Call, backend: Backend) -> Prepared:
         return Prepared(function, kernel, tolerance, call)
     typed = typed_on_host(host, cell.dtype)
     size = bytes_of(typed)
-    copies = max(2, -(-bytes_to_rotate() // size))
+    copies = max(2, -(-bytes_to_rotate(last_level_cache(), psutil.virtual_memory().available) // size))
     others = [typed.on(backend, cell.dtype, device) for _ in range(copies - 1)]
     turn = itertools.cycle([function, *(partial(called, *other.args, **other.options) for other in others)])
     return Prepared(lambda: next(turn)(), kernel, tolerance, call, rotated_bytes=copies * size)
@@ -160,11 +160,23 @@ def last_level_cache() -> int | None:
     return max(sizes, default=None)
 
 
-def bytes_to_rotate() -> int:
-    """Four times the last cache, at most `MOST_ROTATED` and an eighth of the memory that is free."""
-    most = min(MOST_ROTATED, psutil.virtual_memory().available // 8)
-    cache = last_level_cache()
-    return int(most if cache is None else min(4 * cache, most))
+def bytes_to_rotate(cache: int | None, available: int) -> int:
+    """How much memory the inputs of a cold cell are rotated over, such that each is out of the cache before it is read again.
+
+    Four times the last cache, or `ENOUGH_ROTATED` where that is less, but never less than twice the last cache.
+
+    Raises
+    ------
+    MemoryError
+        That would be more than a quarter of the memory that is available.
+    """
+    wanted = ENOUGH_ROTATED if cache is None else max(2 * cache, min(4 * cache, ENOUGH_ROTATED))
+    if wanted > available // 4:
+        raise MemoryError(
+            f"not cold: inputs must be rotated over {wanted / 2**20:.0f} MiB to leave the last cache, and a quarter of the "
+            f"memory that is available is {available / 2**22:.0f} MiB"
+        )
+    return wanted
 
 
 def set_threads(count: int) -> dict[str, str]:

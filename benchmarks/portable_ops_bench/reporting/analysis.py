@@ -59,9 +59,13 @@ class Analysis:
         return noise.drifts(self.report)
 
     @cached_property
+    def _busy(self) -> dict[str, float]:
+        return noise.others(self.report.sentinels)
+
+    @cached_property
     def doubts(self) -> dict[str, list[str]]:
         """Reasons not to trust a cell's number, by the cell's key."""
-        found = {r.cell.key: noise.doubts(r, self.report, self._drifts) for r in self.report.results}
+        found = {r.cell.key: noise.doubts(r, self.report, self._drifts, self._busy) for r in self.report.results}
         return {key: reasons for key, reasons in found.items() if reasons}
 
     @cached_property

@@ -14,11 +14,15 @@ from portable_ops_bench.floor import bandwidth_curve
 from portable_ops_bench.inputs import OVERHEAD, drawn_input
 from portable_ops_bench.measuring.plan import BASELINE
 from portable_ops_bench.reporting.analysis import Analysis
+from portable_ops_bench.reporting.crossover import Crossover
+from portable_ops_bench.reporting.lineup import Setting
 from portable_ops_bench.reporting.rows import Row, choices, contestants
 from portable_ops_bench.reporting.summary import about, headline_settings
 
 ROWS = "rows"
 CONTROLS = ("input", "operation", "dtype", "start", "clock", "cache", "baseline", "peers")
+SLANTED = {"left": 5, "top": 5, "bottom": 5, "right": 45}
+"""Room for the name of the last column, which is slanted."""
 DEFINITION = f"{BASELINE}: definition"
 DIMMED = "datum.doubt != ''"
 SETTING = ("dtype", "start", "clock", "cache")
@@ -105,7 +109,7 @@ class Charts:
         )
         shown = f"(datum.faster || datum.time) + ({DIMMED} ? ' ?' : '')"
         text = base.mark_text(fontSize=11).transform_calculate(shown=shown).encode(text="shown:N", color=ink)
-        return alt.layer(squares, text).properties(width="container", height=self.rows_high(25))
+        return alt.layer(squares, text).properties(width="container", height=self.rows_high(25), padding=SLANTED)
 
     def sizes(self) -> Any:
         """Time against size, with 95 % bands: one operation, which can be chosen."""
@@ -136,18 +140,18 @@ class Charts:
         return alt.layer(bands, line, points).properties(width="container", height=330)
 
     def crossovers(self) -> Any:
-        """From which size on one backend overtakes another, with 95 % intervals."""
+        """From which size on one contestant overtakes another, with 95 % intervals, of those that the advice names."""
         sizes = [size for lines in self.analysis.lines.values() for line in lines.values() for size in line.sizes]
         ends = (min(sizes, default=1), max(sizes, default=1))
         data = [
             {
                 "operation": setting.operation, "dtype": setting.dtype, "start": setting.start,
-                "name": f"{setting.operation}: {found.after} over {found.before}", "after": found.after,
+                "name": f"{setting.operation}: {found.after} over {found.before}", "where": found.after.partition(": ")[0],
                 "size": found.size, "low": found.low or ends[0], "high": found.high or ends[1], "about": about(found),
                 "open": found.low is None or found.high is None,
             }
             for setting in headline_settings(self.analysis)
-            for found in self.analysis.crossovers[setting]
+            for found in advised(self.analysis, setting)
         ]  # fmt: skip
         groups = [(row["dtype"], row["start"]) for row in data]
         most = max(map(groups.count, groups), default=1)
@@ -155,7 +159,7 @@ class Charts:
             alt.Chart(alt.InlineData(values=data))
             .add_params(*(alt.param(name=name, value=self.chosen[name]) for name in ("dtype", "start")))
             .transform_filter("datum.dtype == dtype && datum.start == start")
-            .encode(y=alt.Y("name:N", title=None, sort=None, axis=alt.Axis(labelLimit=330)), color=self.colour("after"))
+            .encode(y=alt.Y("name:N", title=None, sort=None, axis=alt.Axis(labelLimit=330)), color=self.colour())
         )
         size: dict[str, Any] = {"scale": alt.Scale(type="log"), "axis": alt.Axis(format="~s")}
         shown = ["name:N", alt.Tooltip("about:N", title="from")]
@@ -268,7 +272,7 @@ class Charts:
         text = base.mark_text(fontSize=11).encode(
             text="peaktext:N", color=alt.condition("datum.share > 3", alt.value("white"), alt.value("#15202b"))
         )
-        return alt.layer(squares, text).properties(width="container", height=self.rows_high(25))
+        return alt.layer(squares, text).properties(width="container", height=self.rows_high(25), padding=SLANTED)
 
     def overhead(self) -> Any:
         """What a call costs on four elements, beside the native call."""
@@ -298,6 +302,13 @@ class Charts:
             for row in chosen if row["kind"] == "dispatched" and row["operation"] in own
         ]  # fmt: skip
         return self._squares(alt.Chart(alt.InlineData(values=data))).properties(width=560)
+
+
+def advised(analysis: Analysis, setting: Setting) -> list[Crossover]:
+    """The crossovers between contestants that the advice names; where it names one alone, those with it."""
+    named = {stretch.label for stretch in analysis.advice.get(setting, ())}
+    least = min(len(named), 2)
+    return [found for found in analysis.crossovers[setting] if len(named & {found.before, found.after}) >= least]
 
 
 def tooltip() -> list[Any]:

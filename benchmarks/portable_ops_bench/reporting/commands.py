@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import msgspec
 import typer
@@ -13,6 +13,7 @@ from rich.table import Table
 from portable_ops.files import write_atomically
 from portable_ops_bench import stored
 from portable_ops_bench.model import Report
+from portable_ops_bench.refusing import refuse
 from portable_ops_bench.reporting.analysis import Analysis
 from portable_ops_bench.reporting.compare import (
     Change,
@@ -21,31 +22,24 @@ from portable_ops_bench.reporting.compare import (
     UnusableError,
     Verdict,
     load_thresholds,
-    machine_differences,
 )
 from portable_ops_bench.reporting.compare import (
     compare as compare_reports,
 )
+from portable_ops_bench.reporting.machines import machine_differences
 from portable_ops_bench.reporting.summary import count, seconds, times
 from portable_ops_bench.reporting.which import Answer, crossing
 from portable_ops_bench.reporting.which import which as answers
 from portable_ops_bench.reporting.written import write
 
-UNUSABLE = 2
 STYLES = {Verdict.SLOWER: "red", Verdict.FASTER: "green", Verdict.MISSING: "yellow", Verdict.AMBIGUOUS: "dim"}
-
-
-def _refuse(message: object) -> NoReturn:
-    """One line on the error stream, and the exit status of what cannot be used."""
-    Console(stderr=True, soft_wrap=True).print(f"portable-ops: {message}", markup=False, highlight=False)
-    raise typer.Exit(UNUSABLE)
 
 
 def _load(path: Path) -> Report:
     try:
         return stored.load(path)
     except ValueError as error:
-        _refuse(error)
+        refuse(error)
 
 
 def report(
@@ -66,7 +60,7 @@ def report(
         typer.echo(stored.schema().decode(), nl=False)
         return
     if file is None:
-        _refuse("report: got no file; expected a report that bench has written with --json")
+        refuse("report: got no file; expected a report that bench has written with --json")
     console = Console()
     analysis = Analysis(_load(file))
     write(analysis, console, html=html, markdown_file=markdown_file)
@@ -90,14 +84,14 @@ def which(
     """Say which backend to use for an operation, a size and a dtype, from a stored report."""
     file = report or stored.newest(Path())
     if file is None:
-        _refuse(
+        refuse(
             f"which: got no report, and no {stored.PATTERN} is here; make one: portable-ops bench --json report.json"
         )
     analysis = Analysis(_load(file))
     try:
         found = answers(analysis, operation, int(size), dtype, start=start, clock=clock)
     except ValueError as error:
-        _refuse(f"{file.name}: {error}")
+        refuse(f"{file.name}: {error}")
     console = Console(soft_wrap=True)
     for answer in found:
         console.print(f"{_whose(analysis.report, file)}, {answer.sentence}", markup=False, highlight=False)
@@ -166,7 +160,7 @@ def compare(
             _load(before), _load(after), limits, allow_different_machine=allow_different_machine
         )  # fmt: skip
     except UnusableError as error:
-        _refuse(error)
+        refuse(error)
     _print_comparison(found, console, all_cells)
     if json is not None:
         write_atomically(json, msgspec.json.format(msgspec.json.encode(found), indent=1))

@@ -27,6 +27,8 @@ class Crossover(Struct, frozen=True):
         Elements, on a line through logarithms between the measured sizes around it.
     low, high : float or None
         95 % of what a bootstrap over processes and rounds gives; None where that lies outside of the measured sizes.
+    smallest : int
+        The smallest size at which both were measured.
     changes : int
         How often the two change places; the last time is told.
     """
@@ -36,7 +38,13 @@ class Crossover(Struct, frozen=True):
     size: float
     low: float | None
     high: float | None
+    smallest: int
     changes: int = 1
+
+    @property
+    def is_everywhere(self) -> bool:
+        """Whether it lies so low that no size was measured below it: `after` is ahead at all of them."""
+        return self.low is None and self.high is not None and self.high <= self.smallest
 
 
 def crossings(sizes: Sequence[int], gaps: Floats) -> Floats:
@@ -75,8 +83,10 @@ def crossover(a: Line, b: Line) -> Crossover | None:
         before=before.label,
         after=after.label,
         size=size,
-        low=math.exp(low) if math.isfinite(low) else None,
-        high=math.exp(high) if math.isfinite(high) else None,
+        # Beyond the measured sizes on both sides: before the first of them, or after the last.
+        low=math.exp(low) if math.isfinite(low) else None if low < 0 else float(sizes[-1]),
+        high=math.exp(high) if math.isfinite(high) else None if high > 0 else float(sizes[0]),
+        smallest=sizes[0],
         changes=changes,
     )
 

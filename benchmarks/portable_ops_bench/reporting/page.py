@@ -23,14 +23,15 @@ from portable_ops_bench.reporting.analysis import Analysis
 from portable_ops_bench.reporting.charts import CONTROLS, Charts, options, specification
 from portable_ops_bench.reporting.rows import at_home, contestants, numbers, table_rows
 from portable_ops_bench.reporting.snippets import code, rerun
-from portable_ops_bench.reporting.summary import headline_settings, sentence
+from portable_ops_bench.reporting.summary import headline_settings, in_doubt, sentence, when
 from portable_ops_bench.reporting.tables import FIT_COLUMNS, crossover_rows, fit_rows, grid
 
 CHARTS = (
     ("heatmap", "Speed-up", "Operations by backend: how many times as fast as the baseline. Pale cells are in doubt."),
     ("sizes", "Sizes", "Seconds per call against size, with 95 % bands over processes and rounds."),
     ("crossovers", "Where one overtakes another",
-     "From which size on a backend is faster than another, with 95 % intervals."),
+     ("From which size on a backend is faster than another, with 95 % intervals, for those that the verdict names. The table "
+      "has all.")),
     ("roofline", "Roofline",
      ("What calls reach of the bandwidth that their backend was seen to have in the same run (dashed). A call whose floor is "
      "set by exponentials or matrix products lies below it for a reason.")),
@@ -191,7 +192,8 @@ def page(analysis: Analysis) -> str:
         fit_columns=FIT_COLUMNS,
         fits=fit_rows(analysis),
         noise=[*noise.ledger(report), *report.notes],
-        doubtful=len(analysis.doubts),
+        created=when(report.created),
+        doubtful=in_doubt(len(analysis.doubts)),
         gaps=analysis.gaps,
         failed=report.failed(),
         rows=table_rows(analysis),

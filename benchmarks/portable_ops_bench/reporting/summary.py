@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from functools import lru_cache
 
 import numpy as np
@@ -37,6 +39,30 @@ def count(number: float) -> str:
     return f"{number:.3g}"
 
 
+def elements(number: float, rounded: Callable[[float], int] = round) -> str:
+    """A number of elements that was worked out, not measured: whole, with two digits."""
+    unit = 10.0 ** max(math.floor(math.log10(number)) - 1, 0)
+    return count(rounded(number / unit) * unit)
+
+
+def cells(number: int) -> str:
+    """So many cells."""
+    return f"{number} cell" if number == 1 else f"{number} cells"
+
+
+def in_doubt(number: int) -> str:
+    """What is said of so many cells."""
+    return f"{cells(number)} {'is' if number == 1 else 'are'} in doubt"
+
+
+def when(created: str) -> str:
+    """A report's time as people write it; what is none, as it is."""
+    try:
+        return f"{datetime.fromisoformat(created).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    except ValueError:
+        return created
+
+
 def size_in_bytes(number: float) -> str:
     """Bytes with three digits and a unit."""
     for scale, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
@@ -47,15 +73,17 @@ def size_in_bytes(number: float) -> str:
 
 def about(crossing: Crossover) -> str:
     """A size with its interval."""
+    if crossing.is_everywhere:
+        return "every measured size"
     if crossing.low is None and crossing.high is None:
         bounds = "anywhere in the sizes measured"
     elif crossing.low is None:
-        bounds = f"at most {count(crossing.high or 0)}"
+        bounds = f"at most {elements(crossing.high or 0, math.ceil)}"
     elif crossing.high is None:
-        bounds = f"at least {count(crossing.low)}"
+        bounds = f"at least {elements(crossing.low, math.floor)}"
     else:
-        bounds = f"{count(crossing.low)} to {count(crossing.high)}"
-    return f"about {count(crossing.size)} elements (95 %: {bounds})"
+        bounds = f"{elements(crossing.low, math.floor)} to {elements(crossing.high, math.ceil)}"
+    return f"about {elements(crossing.size)} elements (95\N{NO-BREAK SPACE}%: {bounds})"
 
 
 @lru_cache(maxsize=256)
@@ -100,7 +128,9 @@ def server(stretch: Stretch) -> str:
     """A contestant with the kernels that serve, as size grows."""
     kernels = [kernel for kernel in stretch.kernels if kernel]
     backend = stretch.label.partition(":")[0]
-    return stretch.label if not kernels or kernels == [backend] else f"{stretch.label} ({', then '.join(kernels)})"
+    # "torch (torch)" and "jax: compiled (compiled)" say a thing twice.
+    said = kernels in ([], [backend]) or stretch.label == f"{backend}: {kernels[0]}"
+    return stretch.label if said else f"{stretch.label} ({', then '.join(kernels)})"
 
 
 def sentence(analysis: Analysis, setting: Setting) -> str:
@@ -116,8 +146,10 @@ def use(stretches: Sequence[Stretch]) -> str:
     """What to use, size by size."""
     if len(stretches) == 1:
         (only,) = stretches
-        where = f"at {count(only.last)} elements" if only.first == only.last else "at every size"
+        where = f"at {count(only.last)} elements" if only.first == only.last else "at every measured size"
         return f"use {server(only)} {where}"
+    if stretches[1].begins is not None and stretches[1].begins.is_everywhere:
+        return use(stretches[1:])
     parts = []
     for stretch, following in itertools.pairwise(stretches):
         crossing = following.begins

@@ -12,7 +12,18 @@ from portable_ops_bench.model import Result
 from portable_ops_bench.reporting import noise
 from portable_ops_bench.reporting.analysis import Analysis
 from portable_ops_bench.reporting.lineup import label, place
-from portable_ops_bench.reporting.summary import about, conditions, count, headline_settings, seconds, times, verdicts
+from portable_ops_bench.reporting.summary import (
+    about,
+    cells,
+    conditions,
+    count,
+    headline_settings,
+    in_doubt,
+    seconds,
+    times,
+    verdicts,
+    when,
+)
 
 
 def is_usual(result: Result) -> bool:
@@ -101,12 +112,12 @@ def print_report(analysis: Analysis, console: Console) -> None:
     for sentence in [*noise.ledger(report), *report.notes]:
         console.print(sentence, style="dim", markup=False, highlight=False)
     if analysis.doubts:
-        console.print(f"{len(analysis.doubts)} cells are in doubt; the page and --json say why", style="yellow")
+        console.print(f"{in_doubt(len(analysis.doubts))}; the page and --json say why", style="yellow")
     for backend, status, reason, number in analysis.gaps:
-        console.print(f"{backend}: {number} cells without a number, {status}: {reason}", style="yellow", markup=False)
+        console.print(f"{backend}: {cells(number)} without a number, {status}: {reason}", style="yellow", markup=False)
     checked = analysis.measured(None)
     if checked and not report.failed():
-        console.print(f"{len(checked)} cells agree with the float64 oracle, in {report.seconds:.0f} s", style="green")
+        console.print(f"{cells(len(checked))} agree with the float64 oracle, in {report.seconds:.0f} s", style="green")
     for result in report.failed():
         console.print(f"{result.cell.key}: {result.status}: {result.reason}", style="red", markup=False)
 
@@ -141,7 +152,7 @@ def markdown(analysis: Analysis, picture: str | None = None) -> str:
     machine = f"{environment.cpu}, {environment.usable_cpus} of {environment.logical_cpus} CPUs"
     command = report.command.replace("`", "'")
     lines = ["# Performance report", ""]
-    lines += [f"{_plain(machine)}, Python {environment.python}, {_plain(report.created)}. `{command}`", ""]
+    lines += [f"{_plain(machine)}, Python {environment.python}, {_plain(when(report.created))}. `{command}`", ""]
     lines += [f"- {_plain(sentence)}" for sentence in verdicts(analysis)] + [""]
     if picture is not None:
         lines += [f"![Speed-up over the standard definition on NumPy]({picture})", ""]

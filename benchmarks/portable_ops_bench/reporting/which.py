@@ -143,4 +143,5 @@ def _made(best: Estimate, lines: Iterable[Line]) -> str:
 
 def crossing(found: Crossover) -> str:
     """A crossover as a sentence."""
-    return f"{found.after} overtakes {found.before} at {about(found)}"
+    verb = "is ahead of" if found.is_everywhere else "overtakes"
+    return f"{found.after} {verb} {found.before} at {about(found)}"
