@@ -118,7 +118,9 @@ def start(folder: Path, mode: str, *arguments: str) -> subprocess.Popen[str]:
         "PYTHONPATH": os.pathsep.join(filter(None, paths)), "BRITTLE": mode, "TMPDIR": str(folder / "temporary"),
         "PYTHONWARNINGS": "default",
     }  # fmt: skip
-    code = "import sys; from portable_ops.cli import main; sys.argv[0] = 'portable-ops'; main()"
+    # A process that a shell runs in the background ignores the signal of Ctrl-C, and so would its children.
+    code = "import signal, sys; from portable_ops.cli import main; sys.argv[0] = 'portable-ops'; "
+    code += "signal.signal(signal.SIGINT, signal.default_int_handler); main()"
     return subprocess.Popen(
         [sys.executable, "-c", code, "bench", *arguments],
         env=surroundings, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

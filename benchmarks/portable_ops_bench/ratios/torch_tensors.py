@@ -9,7 +9,7 @@ from typing import Any
 
 import portable_ops as po
 from portable_ops_bench.ratios.large import drawn, labels_of, tensor
-from portable_ops_bench.ratios.work import Against, Runs, Work
+from portable_ops_bench.ratios.work import PAUSE, Against, Runs, Work
 
 SECTION = "torch tensors of 10⁵ elements and more"
 SIZES = {"10⁵": 10**5, "10⁶": 10**6, "10⁷": 10**7}
@@ -93,4 +93,6 @@ def torch_works() -> Iterator[Work]:
                         make=partial(_make, operation, axis, elements, backward),
                         needs="torch",
                         seconds=0.6,
+                        # To wake threads takes longer than the shorter calls.
+                        pause=PAUSE if elements > 10**6 else 0.0,
                     )

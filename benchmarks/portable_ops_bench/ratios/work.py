@@ -236,7 +236,7 @@ def compared(unit: Unit, ours: Sequence[float], other: Sequence[float]) -> dict[
 def interleaved(
     functions: Sequence[Function], seconds: float, pause: float = PAUSE, sample: float = SHORTEST_SAMPLE
 ) -> list[list[float]]:
-    """Seconds per call of each function in each round, one function after the other in every round."""
+    """Seconds per call of each function in each round, one after the other, and every other time the other way round."""
     counts = []
     most_rounds = round(MOST_ROUNDS * SHORTEST_SAMPLE / sample)
     for function in functions:
@@ -251,7 +251,7 @@ def interleaved(
     try:
         start = time.perf_counter()
         while len(times[0]) < FEWEST_ROUNDS or (time.perf_counter() - start < seconds and len(times[0]) < most_rounds):
-            for function, count, found in zip(functions, counts, times, strict=True):
+            for function, count, found in list(zip(functions, counts, times, strict=True))[:: (-1) ** len(times[0])]:
                 time.sleep(pause)
                 if count > 1:
                     function()  # the call that wakes the threads would outweigh the few that are timed after it
