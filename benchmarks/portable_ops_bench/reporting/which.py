@@ -107,7 +107,7 @@ def estimate(analysis: Analysis, line: Line, size: int) -> Estimate:
 
 
 FAR = 10
-"""Times the largest size measured, or a share of the smallest, beyond which no time is told of what was measured beside ours."""
+"""So many times beyond the sizes measured, no time is told of what was measured beside ours."""
 
 
 def _is_near(line: Line, size: int) -> bool:
