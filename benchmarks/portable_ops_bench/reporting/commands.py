@@ -115,8 +115,10 @@ def _whose(report: Report, file: Path) -> str:
 
 def _print_answer(answer: Answer, size: int) -> None:
     console = Console()
-    table = Table(title=f"{count(size)} elements", title_justify="left")
-    for name in ("where", "kernel", "time", "relative", "how", "error, ulp"):
+    how = {one.how for one in answer.estimates}
+    said = f", {how.pop()}" if len(how) == 1 else ""
+    table = Table(title=f"{count(size)} elements{said}", title_justify="left")
+    for name in ("where", "kernel", "time", "relative", "error, ulp", *(() if said else ("how",))):
         table.add_column(
             name, justify="right" if name in ("time", "relative", "error, ulp") else "left", overflow="fold"
         )
@@ -124,7 +126,10 @@ def _print_answer(answer: Answer, size: int) -> None:
     for one in answer.estimates:
         error = "" if one.ulp is None else f"{one.ulp:.1f}"
         style = "bold" if one is best else "" if one.is_choice else "dim"
-        cells = (one.contestant, one.kernel, seconds(one.seconds), times(one.seconds / best.seconds), one.how, error)
+        # What serves is in the name of a contestant that is no call of portable_ops.
+        kernel = "" if one.contestant.endswith(f": {one.kernel}") else one.kernel
+        cells = [one.contestant, kernel, seconds(one.seconds), times(one.seconds / best.seconds), error]
+        cells += [] if said else [one.how]
         table.add_row(*(cell.replace("[", r"\[") for cell in cells), style=style)
     console.print(table)
     for found in answer.crossovers:

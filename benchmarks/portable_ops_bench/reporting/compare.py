@@ -29,7 +29,7 @@ RATE = 0.05
 SINGLE = 3.0
 """A factor within which one process says nothing about another, of the same code.
 
-Where in memory things lie, and what a compiler made of them, is settled once for a process. In pairs of seven quick runs of the
+Where in memory things lie, and what a compiler made of them, is settled once for a process. In pairs of six quick runs of the
 same code, of 247 cells each, on a machine with nothing else to do, the cell that differed most did so by a factor of 1.99.
 """
 

@@ -106,9 +106,18 @@ def estimate(analysis: Analysis, line: Line, size: int) -> Estimate:
     )  # fmt: skip
 
 
+FAR = 10
+"""So many times beyond the sizes measured, no time is told of what was measured beside ours."""
+
+
+def _is_near(line: Line, size: int) -> bool:
+    return line.is_choice or line.sizes[0] / FAR <= size <= line.sizes[-1] * FAR
+
+
 def _answer(analysis: Analysis, setting: Setting, size: int) -> Answer:
     lines = analysis.lines[setting].values()
-    estimates = sorted((estimate(analysis, line, size) for line in lines), key=lambda one: one.seconds)
+    near = [line for line in lines if _is_near(line, size)]
+    estimates = sorted((estimate(analysis, line, size) for line in near), key=lambda one: one.seconds)
     choices = [one for one in estimates if one.is_choice]
     best = choices[0]
     where = conditions(setting)
