@@ -102,11 +102,13 @@ def test_memory_grows_with_the_tokens() -> None:
     def peak(tokens: int) -> int:
         q, k, v = (np.zeros((1, 1, tokens, 64), np.float32) for _ in range(3))
         po.scaled_dot_product_attention(q, k, v)
-        tracemalloc.start()
-        po.scaled_dot_product_attention(q, k, v)
-        found = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return found
+        found = []
+        for _ in range(3):  # the least, as other threads of the process may allocate meanwhile
+            tracemalloc.start()
+            po.scaled_dot_product_attention(q, k, v)
+            found.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+        return min(found)
 
     small, large = peak(2048), peak(8192)
     assert large - small < 1.1 * 6144 * 64 * 4  # the result's own growth
