@@ -102,13 +102,12 @@ def test_memory_grows_with_the_tokens() -> None:
     def peak(tokens: int) -> int:
         q, k, v = (np.zeros((1, 1, tokens, 64), np.float32) for _ in range(3))
         po.scaled_dot_product_attention(q, k, v)
-        found = []
-        for _ in range(3):  # the least, as other threads of the process may allocate meanwhile
-            tracemalloc.start()
-            po.scaled_dot_product_attention(q, k, v)
-            found.append(tracemalloc.get_traced_memory()[1])
-            tracemalloc.stop()
-        return min(found)
+        tracemalloc.start()
+        po.scaled_dot_product_attention(q, k, v)
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
 
     small, large = peak(2048), peak(8192)
-    assert large - small < 1.1 * 6144 * 64 * 4  # the result's own growth
+    # The result's own growth, and the blocks of threads that may have had nothing to do with fewer tokens.
+    assert large - small < 6144 * 64 * 4 + 2**18 * threads.worker_count()
