@@ -22,6 +22,7 @@ from portable_ops_bench.ratios.large import dtype_works, large_works
 from portable_ops_bench.ratios.overhead import overhead_works
 from portable_ops_bench.ratios.processes import process_works
 from portable_ops_bench.ratios.tables import Ratios, print_ratios, with_table
+from portable_ops_bench.ratios.torch_formulas import formula_works
 from portable_ops_bench.ratios.torch_tensors import torch_works
 from portable_ops_bench.ratios.work import Line, Work, measured
 
@@ -32,7 +33,7 @@ WIDTH = 200
 
 def all_works() -> list[Work]:
     """The rows of the table, in its order."""
-    return [*large_works(), *torch_works(), *overhead_works(), *process_works(), *dtype_works()]
+    return [*large_works(), *torch_works(), *formula_works(), *overhead_works(), *process_works(), *dtype_works()]
 
 
 def ratios(

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib import import_module
 from typing import Any
 
 import portable_ops as po
 from portable_ops_bench.ratios.large import drawn, labels_of, tensor
-from portable_ops_bench.ratios.work import PAUSE, Against, Runs, Work
+from portable_ops_bench.ratios.work import Against, Runs, Work
 
 SECTION = "torch tensors of 10⁵ elements and more"
 SIZES = {"10⁵": 10**5, "10⁶": 10**6, "10⁷": 10**7}
+SECONDS = {"10⁵": 1.0, "10⁶": 1.0, "10⁷": 2.0}
 BAR = 0.95
 COLUMNS, CHANNELS, HEADS, WIDTH = 128, 16, 4, 64
 
@@ -55,7 +56,6 @@ def _columns(elements: int) -> tuple[Any, ...]:
 
 
 def _make(operation: str, axis: int | None, elements: int, backward: bool) -> Runs:
-    torch = import_module("torch")
     inputs = _columns(elements) if axis == 1 else _inputs(operation, elements)
     ours: Call = getattr(po, operation)
     other = native_of(operation)
@@ -64,14 +64,19 @@ def _make(operation: str, axis: int | None, elements: int, backward: bool) -> Ru
     if not backward:
         return Runs(partial(ours, *inputs), (partial(other, *inputs),))
     # Of the others, the second is a target, which has no gradient even where it is of floats.
-    wanted = [x.requires_grad_() for x in (inputs if operation == "scaled_dot_product_attention" else inputs[:1])]
-    # The gradient that arrives is made beforehand, as it would be by the layers above.
-    arriving = torch.randn_like(other(*inputs))
+    wanted = inputs if operation == "scaled_dot_product_attention" else inputs[:1]
+    return Runs(with_gradient(ours, inputs, wanted), (with_gradient(other, inputs, wanted),))
 
-    def both(function: Call) -> Callable[[], Any]:
-        return lambda: torch.autograd.grad(function(*inputs), wanted, arriving)
 
-    return Runs(both(ours), (both(other),))
+def with_gradient(function: Call, inputs: tuple[Any, ...], wanted: Sequence[Any]) -> Callable[[], Any]:
+    """Forward and backward: the gradients with respect to what is wanted."""
+    torch = import_module("torch")
+    for x in wanted:
+        x.requires_grad_()
+    # The gradient that arrives is made beforehand, as it would be by the layers above; the same for all of this shape.
+    result = function(*inputs)
+    arriving = torch.randn(result.shape, generator=torch.Generator().manual_seed(0), dtype=result.dtype)
+    return lambda: torch.autograd.grad(function(*inputs), wanted, arriving)
 
 
 def torch_works() -> Iterator[Work]:
@@ -92,7 +97,5 @@ def torch_works() -> Iterator[Work]:
                         against=(Against(native, BAR, needs="torch"),),
                         make=partial(_make, operation, axis, elements, backward),
                         needs="torch",
-                        seconds=0.6,
-                        # To wake threads takes longer than the shorter calls.
-                        pause=PAUSE if elements > 10**6 else 0.0,
+                        seconds=SECONDS[size],
                     )
