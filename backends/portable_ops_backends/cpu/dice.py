@@ -48,13 +48,15 @@ def _piece_sums(pred: Array, target: Array, bfloat: bool, real: Array, sums: Arr
 
 
 @compiled
-def _all_sums(pred: Array, target: Array, bfloat: bool, real: Array, sums: Array, start: int, stop: int) -> None:
-    """Sums of pieces of rows of (rows, n); `sums` is (rows, pieces, 2)."""
+def _all_sums(
+    pred: Array, target: Array, bfloat: bool, real: Array, length: int, sums: Array, start: int, stop: int
+) -> None:
+    """Sums of pieces of so many elements of rows of (rows, n); `sums` is (rows, pieces, 2)."""
     pieces = sums.shape[1]
     for number in range(start, stop):
         row, piece = number // pieces, number % pieces
-        first = piece * PIECE
-        last = min(first + PIECE, pred.shape[1])
+        first = piece * length
+        last = min(first + length, pred.shape[1])
         _piece_sums(pred[row, first:last], target[row, first:last], bfloat, real, sums[row, piece])
 
 
@@ -78,7 +80,7 @@ def dice_sums(pred: Array, target: Array, axes: tuple[int, ...], bfloat: bool = 
     sums = np.zeros((p.shape[0], -(-n // PIECE), 2))
 
     def work(part: int, start: int, stop: int) -> None:
-        _all_sums(p, t, bfloat, real, sums, start, stop)
+        _all_sums(p, t, bfloat, real, PIECE, sums, start, stop)
 
     run_in_parts(work, sums.shape[0] * sums.shape[1], max(1, SMALLEST_PART // min(n, PIECE)))
     # The sums over other axes are of few numbers.
