@@ -13,8 +13,7 @@ from portable_ops.routes import Namespace
 
 def _check_normalizer(xp: Namespace, x: Array, /, *, axis: Axis = -1, where: Array | None = None) -> None:
     require_real("x", x)
-    if type(axis) is not int or not -x.ndim <= axis < x.ndim:
-        normalized_axes(axis, x)
+    normalized_axes(axis, x)
     if where is not None:
         require_bool("where", where)
         require_broadcastable("where", where, "x", x.shape)
@@ -24,8 +23,7 @@ def _check_logsumexp(
     xp: Namespace, x: Array, /, *, axis: Axis = -1, keepdims: bool = False, where: Array | None = None
 ) -> None:
     _check_normalizer(xp, x, axis=axis, where=where)
-    if keepdims is not False:
-        require_flag("keepdims", keepdims)
+    require_flag("keepdims", keepdims)
 
 
 def _check_elementwise(xp: Namespace, x: Array, /) -> None:

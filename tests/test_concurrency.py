@@ -245,6 +245,30 @@ atexit.register(lambda: print(po.confusion_matrix(labels, labels, 2)[1, 1]))
     assert (done.stdout.strip(), done.stderr) == (str(1024**2), "")
 
 
+class Exhausted(ThreadPoolExecutor):
+    """A pool whose thread is busy, where the system has no other: `submit` leaves the work in its queue, and raises."""
+
+    def submit(self, *given: Any, **named: Any) -> Any:
+        super().submit(*given, **named)
+        raise RuntimeError("can't start new thread")
+
+
+@pytest.mark.of_backend("numpy")
+def test_no_part_is_at_work_after_a_call_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from portable_ops_backends.cpu import threads
+
+    pool = Exhausted(1)
+    held, running = threading.Event(), []
+    ThreadPoolExecutor.submit(pool, held.wait, 10)
+    monkeypatch.setattr(threads, "_pool", pool)
+    monkeypatch.setattr(threads, "worker_count", lambda: 2)
+    with pytest.raises(RuntimeError, match="new thread"):
+        threads.run_in_parts(lambda *part: running.append(part), 64, 1)
+    held.set()
+    pool.shutdown()
+    assert not running
+
+
 @pytest.mark.of_backend("torch")
 def test_no_more_threads_than_torch_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch", reason="torch is not installed")

@@ -70,8 +70,9 @@ def run_in_parts(
     parts = parts_of(size, smallest, for_each)
     queue = deque((part, size * part // parts, size * (part + 1) // parts) for part in range(parts))
     with _helpers(min(thread_limit(), parts) - 1) as count:
-        others = _call_for_help(work, queue, count)
+        others: list[Future[None]] = []
         try:
+            _call_for_help(work, queue, count, others)
             _take(work, queue)
         finally:
             queue.clear()
@@ -111,15 +112,17 @@ def _helpers(wanted: int) -> Iterator[int]:
             _callers -= 1
 
 
-def _call_for_help(work: Callable[[int, int, int], None], queue: Queue, count: int) -> list[Future[None]]:
-    """What threads of the pool will do; nothing once the interpreter ends, where pools take no more."""
+def _call_for_help(work: Callable[[int, int, int], None], queue: Queue, count: int, others: list[Future[None]]) -> None:
+    """Add what threads of the pool will do to `others`; nothing once the interpreter ends, where pools take no more."""
     if count:
         _keep_from_here()
-    others: list[Future[None]] = []
-    with suppress(RuntimeError):
-        for _ in range(count):
-            others.append(_executor().submit(_guarded, work, queue))  # noqa: PERF401 (what came before an error counts)
-    return others
+    for _ in range(count):
+        try:
+            others.append(_executor().submit(_guarded, work, queue))
+        except RuntimeError as error:
+            if "shutdown" in str(error):
+                return
+            raise
 
 
 def _keep_from_here() -> None:

@@ -16,9 +16,12 @@ from portable_ops.counting import Areas, count_areas, count_pairs
 from portable_ops.dispatch import standard_only
 from portable_ops.labels import ignored_labels, in_range, require_in_range, widened
 from portable_ops.routes import values_are_at_hand
+from portable_ops.targets import class_axis_of
 from portable_ops_backends.torch_tensors import is_concrete, on_host
 
 _HALF = (torch.float16, torch.bfloat16)
+# Beyond, softplus is a straight line even in float64; torch's own choice of 20 is that of float32.
+_STRAIGHT = 40
 
 
 def softmax(x: Tensor, /, *, axis: int = -1, where: None = None) -> Tensor:
@@ -66,13 +69,11 @@ def cross_entropy(
     eps: float | None = None,
 ) -> Tensor:
     """See `portable_ops.cross_entropy`."""
-    ndim = logits.ndim
-    usual = 1 if ndim > 1 else 0
-    axis = usual if class_axis is None else class_axis % ndim
+    axis, usual = class_axis_of(class_axis, logits), min(1, logits.ndim - 1)
     scores = logits.float() if logits.dtype in _HALF else logits
     if axis != usual:
         scores = scores.movedim(axis, 1)
-    if target.ndim == ndim:
+    if target.ndim == logits.ndim:
         shares = target.to(scores.dtype)
         loss = F.cross_entropy(
             scores,
@@ -96,10 +97,11 @@ def cross_entropy(
     labels: Tensor = target if target.dtype == torch.int64 else widened(xp, target)
     skipped = _skipped(target, ignore_index)
     w = None if weight is None else weight.to(scores.dtype)
+    # By place, as names take longer: weight, size_average, ignore_index, reduce, reduction, label_smoothing.
+    options = (w, None, skipped, None, reduction, label_smoothing)
     if on_host(target) and is_concrete(target):
         try:
-            # What F.cross_entropy calls: its own steps take longer than all of dispatch.
-            loss = torch._C._nn.cross_entropy_loss(scores, labels, w, _REDUCTIONS[reduction], skipped, label_smoothing)
+            loss = F.cross_entropy(scores, labels, *options)
         except IndexError:
             ignored = ignored_labels(xp, target, ignore_index)
             require_in_range(xp, "target", target, logits.shape[axis], None if ignored is None else ~ignored)
@@ -109,19 +111,9 @@ def cross_entropy(
         ignored = ignored_labels(xp, target, ignore_index)
         bad = ~in_range(labels, logits.shape[axis])
         bad = bad if ignored is None else bad & ~ignored
-        loss = F.cross_entropy(
-            scores,
-            torch.where(bad, skipped, labels),
-            weight=w,
-            ignore_index=skipped,
-            reduction=reduction,
-            label_smoothing=label_smoothing,
-        )
+        loss = F.cross_entropy(scores, torch.where(bad, skipped, labels), *options)
         loss = torch.where(bad if reduction == "none" else bad.any(), torch.nan, loss)
     return loss if loss.dtype == logits.dtype else loss.to(logits.dtype)
-
-
-_REDUCTIONS: dict[str, Any] = {"none": 0, "mean": 1, "sum": 2}
 
 
 def binary_cross_entropy(
@@ -156,10 +148,6 @@ def binary_cross_entropy(
         with standard_only():
             return po.binary_cross_entropy(logits, target, weight=weight, pos_weight=pos_weight, reduction=reduction)
     return loss if loss.dtype == dtype else loss.to(dtype)
-
-
-# Beyond, softplus is a straight line even in float64; torch's own choice of 20 is that of float32.
-_STRAIGHT = 40
 
 
 def _skipped(target: Tensor, ignore_index: int | None) -> int:
