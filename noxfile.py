@@ -134,9 +134,10 @@ def toolkits(session: nox.Session) -> None:
     install(session, "all", "scikit-learn", *TOOLS)
     session.install("--no-deps", "-r", "requirements-toolkits.txt")
     session.run(
-        "pytest", "tests/test_conventions.py", "tests/test_results.py", "tests/test_losses.py",
-        "tests/test_bench_peers.py", *session.posargs,
-    )  # fmt: skip
+        "pytest", "tests/test_conventions.py", "tests/test_results.py", "tests/test_losses.py", *session.posargs
+    )
+    # In a process of its own: Keras has one backend for each, here torch and above NumPy.
+    session.run("pytest", "tests/test_bench_peers.py", *session.posargs)
 
 
 @session
