@@ -163,8 +163,13 @@ def why_not_attention(
     if 0 in query.shape or 0 in key.shape or 0 in value.shape:
         return "size 0"
     name = dtype_name(query.dtype)
-    if name not in FLOATS:
-        return f"{name} has no kernel"
+    return None if name in FLOATS else f"{name} has no kernel"
+
+
+def why_not_masked_attention(
+    query: Any, key: Any, value: Any, /, *, mask: Any = None, is_causal: bool = False, **options: Any
+) -> str | None:
+    """Reason not to attend with Numba where some weights are 0."""
     # A sum is not finite if a term is not; its own overflow only costs the kernel.
     if (mask is not None or is_causal) and not math.isfinite(float(value.sum(dtype="float64"))):
         return "a value that is not finite would leak through the mask"
