@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import portable_ops as po
+from portable_ops.cli import main
 from portable_ops.dispatch import OPERATIONS
 
 BLOCKER = """
@@ -61,10 +62,38 @@ def test_help_lists_the_subcommands_and_loads_none() -> None:
     assert command("--version", without=blocked).stdout.strip() == f"portable-ops {po.__version__}"
 
 
-def test_unknown_subcommand() -> None:
-    done = command("benhc")
-    assert done.returncode == 2
-    assert "benhc" in done.stderr
+COMPLAINTS = {
+    "benhc": "got 'benhc'; expected one of bench, compare, doctor",
+    "--foo": "got --foo; expected an option that there is (see portable-ops --help)",
+    "which": "which: got no operation; expected an operation, such as softmax",
+    "which softmax": "which: got no --size; expected elements of the first array",
+    "which softmax relu --size 3": "which: got unexpected extra argument",
+    "which softmax --siz 3": "which: got --siz",
+    "which softmax --size": "which: option '--size' requires an argument",
+    "which softmax --size many": "which: --size: got 'many'; ",
+    "which softmax --size=0": "which: --size: got '0'; ",
+    "bench extra": "bench: got unexpected extra argument",
+    "compare one.json": "compare: got no after; expected the report",
+    "report a.json b.json": "report: got unexpected extra argument",
+    "doctor --nope": "doctor: got --nope; expected ",
+    "roofline --threads none": "roofline: --threads: got 'none'; ",
+    "ratios --nope": "ratios: got --nope",
+    "warmup --nope": "warmup: got --nope",
+}
+
+
+@pytest.mark.parametrize("line", COMPLAINTS)
+def test_a_wrong_command_line_gets_one_line(
+    line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("psutil", reason="the extra bench is not installed")
+    monkeypatch.setattr(sys, "argv", ["portable-ops", *line.split()])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    assert ended.value.code == 2
+    assert said.err.startswith(f"portable-ops: {COMPLAINTS[line]}"), said.err
+    assert said.err.count("\n") == 1 and not said.out
 
 
 def test_doctor_shows_backends_kernels_and_gaps() -> None:
