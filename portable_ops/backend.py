@@ -102,6 +102,9 @@ class Backend:
         where a trace would be tied to them. Without it nothing is remembered.
     synchronize : callable
         ``(*arrays)``: return once the arrays' values are there, which computes lazy ones. Timers call it.
+    device_seconds : callable or None
+        ``(function, device)``: call the function, which launches work, and return the seconds that the device's own clock has
+        between its state before and after it. Timers show them beside the host's.
     rng, uniform : callable
         ``rng(seed, device=None)`` makes a generator; ``uniform(rng, shape, dtype, device)`` draws from [0, 1), `dtype`
         being the library's own.
@@ -153,6 +156,7 @@ class Backend:
     size_of: Callable[[Array], int] = lambda array: math.prod(array.shape)
     signatures_of: Signatures | None = None
     synchronize: Callable[..., None] = lambda *arrays: None
+    device_seconds: Callable[[Callable[[], Any], Any], float] | None = None
     rng: Callable[..., Any] | None = None
     uniform: Callable[..., Array] | None = None
     split: Callable[[Any, int], Any] | None = None

@@ -55,17 +55,10 @@ class Analysis:
         return [line for line in self.lines.get(setting, {}).values() if line.is_choice]
 
     @cached_property
-    def _drifts(self) -> dict[str, float]:
-        return noise.drifts(self.report)
-
-    @cached_property
-    def _busy(self) -> dict[str, float]:
-        return noise.others(self.report.sentinels)
-
-    @cached_property
     def doubts(self) -> dict[str, list[str]]:
         """Reasons not to trust a cell's number, by the cell's key."""
-        found = {r.cell.key: noise.doubts(r, self.report, self._drifts, self._busy) for r in self.report.results}
+        around = noise.Surroundings(self.report)
+        found = {r.cell.key: noise.doubts(r, self.report, around) for r in self.report.results}
         return {key: reasons for key, reasons in found.items() if reasons}
 
     @cached_property
@@ -160,6 +153,7 @@ class Analysis:
                     "q3": timing.q3,
                     "process_spread": spread(result.timings),
                     "first_call": timing.first_call,
+                    "device_time": timing.device_time,
                     "speedup": self.speedup(result),
                     "floor_seconds": floor.seconds if floor else None,
                     "floor_fraction": floor.fraction if floor else None,

@@ -197,6 +197,7 @@ def page(analysis: Analysis) -> str:
         gaps=analysis.gaps,
         failed=report.failed(),
         rows=table_rows(analysis),
+        has_device_times=any(r.timing.device_time for r in report.results if r.timing is not None),
         codes=[(operation, next(iter(kinds.values()))) for operation, kinds in code_of.items()],
         # Style, script and bundle are ours, and JSON is no text to be escaped; none of it can end its element.
         style=Markup(source("report.css")),

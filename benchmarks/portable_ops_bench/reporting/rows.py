@@ -114,6 +114,8 @@ def table_rows(analysis: Analysis) -> list[Row]:
                 "processes": len(result.timings) or "",
                 "first": seconds(timing.first_call) if timing else "",
                 "first_value": digits(timing.first_call) if timing else "",
+                "device": seconds(timing.device_time) if timing and timing.device_time else "",
+                "device_value": digits(timing.device_time) if timing and timing.device_time else "",
                 "speedup": digits(speedup) if speedup else "",
                 "faster": times(speedup) if speedup else "",
                 "floor": f"{floor.fraction:.0%}" if floor else "",
