@@ -18,7 +18,7 @@ from portable_ops.backend import registered_backends
 from portable_ops_bench import stored
 from portable_ops_bench.doctor import examine
 from portable_ops_bench.measuring import run as running
-from portable_ops_bench.measuring.plan import CACHES, CLOCKS, STARTS, SYNTHETIC_SIZES
+from portable_ops_bench.measuring.plan import CACHES, CLOCKS, DTYPES, STARTS, SYNTHETIC_SIZES, dtype_of
 from portable_ops_bench.measuring.ways import usable_cpus
 from portable_ops_bench.model import Report
 from portable_ops_bench.refusing import refuse
@@ -28,7 +28,6 @@ from portable_ops_bench.reporting.written import write
 
 QUICK_SIZES = (100_000,)
 REPLICATES = 3
-DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
 def listed(value: str, allowed: tuple[str, ...] | None, option: str) -> tuple[str, ...]:
@@ -94,7 +93,7 @@ def bench(
         operations=listed(ops, known, "--ops") or own,
         backends=listed(backends, registered, "--backends"),
         devices=listed(devices, None, "--devices"),
-        dtypes=listed(dtypes, DTYPES, "--dtypes"),
+        dtypes=_dtypes(dtypes),
         sizes=_sizes(sizes) or (QUICK_SIZES if quick else SYNTHETIC_SIZES if drawn else ()),
         real=not drawn,
         clocks=listed(clock, CLOCKS, "--clock") or CLOCKS[: 1 if quick else None],
@@ -160,7 +159,7 @@ def roofline(
     options = running.Options(
         backends=listed(backends, tuple(sorted(registered_backends())), "--backends"),
         devices=listed(devices, None, "--devices"),
-        dtypes=listed(dtypes, DTYPES, "--dtypes"),
+        dtypes=_dtypes(dtypes),
         threads=threads or usable_cpus(),
     )
     console = Console()
@@ -221,6 +220,10 @@ def _ended_as_by_ctrl_c() -> Iterator[None]:
 def doctor() -> None:
     """Show what is installed, which kernels serve what, and what is missing."""
     examine(Console())
+
+
+def _dtypes(value: str) -> tuple[str, ...]:
+    return listed(",".join(dtype_of(item.strip()) for item in value.split(",")), tuple(DTYPES), "--dtypes")
 
 
 def _sizes(value: str) -> tuple[int, ...]:

@@ -16,7 +16,8 @@ from portable_ops_bench.model import Environment
 
 PACKAGES = (
     "portable-ops", "numpy", "numba", "torch", "cupy-cuda12x", "cupy-cuda13x", "jax", "dask", "array-api-compat",
-    "array-api-strict", "scipy", "scikit-image", "scikit-learn", "torchmetrics", "monai", "keras", "pytest-benchmark",
+    "nvidia-ml-py", "array-api-strict", "scipy", "scikit-image", "scikit-learn", "torchmetrics", "monai", "keras",
+    "pytest-benchmark",
 )  # fmt: skip
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 

@@ -114,7 +114,7 @@ class Machine:
         return math.log(new_low / high), math.log(new_high / low)
 
     def disturbed(self, backend: str) -> str:
-        """In words, what took the CPUs from the backend's processes or slowed them down, in either run; empty if nothing did."""
+        """In words, what took CPUs from the backend's processes or slowed them down, in either run; empty if nothing did."""
         if backend not in self._both:
             return ""
         return "; ".join(dict.fromkeys(told for run in self._runs for told in run.disturbances(backend)))

@@ -24,6 +24,8 @@ CONTROLS = ("input", "operation", "dtype", "start", "clock", "cache", "baseline"
 SLANTED = {"left": 5, "top": 5, "bottom": 5, "right": 45}
 """Room for the name of the last column, which is slanted."""
 DEFINITION = f"{BASELINE}: definition"
+GREY = "#7b8794"
+"""Can be read on light and dark alike."""
 DIMMED = "datum.doubt != ''"
 SETTING = ("dtype", "start", "clock", "cache")
 SAME_SETTING = " && ".join(f"datum.{name} == {name}" for name in SETTING)
@@ -99,10 +101,9 @@ class Charts:
             opacity=alt.condition(DIMMED, alt.value(0.22), alt.value(1.0)),
         )
         is_dark = "datum.speedup > 9 || datum.speedup < 0.11"
-        # What is in doubt is pale, with a grey that can be read on light and dark alike.
         ink = (
             alt.when(DIMMED)
-            .then(alt.value("#7b8794"))
+            .then(alt.value(GREY))
             .when(is_dark)
             .then(alt.value("white"))
             .otherwise(alt.value("#15202b"))
@@ -233,23 +234,29 @@ class Charts:
         )
 
     def parity(self) -> Any:
-        """Largest error beside speed: a result is worth its speed only if it is right."""
-        chart = self.base("input", *SETTING, "baseline", "peers").transform_filter(
+        """Largest error beside speed: a result is worth its speed only if it is right. One operation's front as a line."""
+        chart = self.base("input", *SETTING, "baseline", "peers", "operation").transform_filter(
             f"datum.input == input && {SAME_SETTING}"
         )
         log = alt.Scale(type="log")
-        return (
-            self.against_baseline(chart)
-            .transform_filter(f"datum.speedup != null && {WITH_PEERS}")
+        all_of_them = self.against_baseline(chart).transform_filter("datum.speedup != null").encode(
+            x=alt.X("speedup:Q", title="times as fast as the baseline", scale=log, axis=alt.Axis(format="~r")),
+            y=alt.Y("ulp:Q", title="largest error, ulp (0.01: none)", scale=log, axis=alt.Axis(format="~r")),
+            tooltip=tooltip(),
+        )  # fmt: skip
+        points = (
+            all_of_them.transform_filter(WITH_PEERS)
             .mark_point(filled=True, size=70)
             .encode(
-                x=alt.X("speedup:Q", title="times as fast as the baseline", scale=log, axis=alt.Axis(format="~r")),
-                y=alt.Y("ulp:Q", title="largest error, ulp (0.01: none)", scale=log, axis=alt.Axis(format="~r")),
-                color=self.colour(), shape=self.shape(), tooltip=tooltip(),
-                opacity=alt.condition(DIMMED, alt.value(0.35), alt.value(0.9)),
+                color=self.colour(), shape=self.shape(), opacity=alt.condition(DIMMED, alt.value(0.35), alt.value(0.9))
             )
-            .properties(width="container", height=300)
-        )  # fmt: skip
+        )
+        # From a point to the next faster one, no less error is to be had than the faster one's.
+        front = all_of_them.transform_filter("datum.front && datum.operation == operation")
+        line = front.mark_line(interpolate="step-before", strokeWidth=1.5, color=GREY).encode(order="speedup:Q")
+        ends = front.mark_point(size=130, color=GREY)
+        names = front.mark_text(align="left", dx=9, dy=-7, fontSize=11, color=GREY).encode(text="who:N")
+        return alt.layer(points, line, ends, names).properties(width="container", height=300)
 
     def memory(self) -> Any:
         """The most memory that a call took beside its inputs, and how often that is what it must move."""

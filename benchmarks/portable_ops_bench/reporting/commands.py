@@ -12,6 +12,7 @@ from rich.table import Table
 
 from portable_ops.files import write_atomically
 from portable_ops_bench import stored
+from portable_ops_bench.measuring.plan import dtype_of
 from portable_ops_bench.model import Report
 from portable_ops_bench.refusing import refuse
 from portable_ops_bench.reporting.analysis import Analysis
@@ -72,7 +73,7 @@ def report(
 def which(
     operation: Annotated[str, typer.Argument(help="An operation, such as softmax.")],
     size: Annotated[float, typer.Option(min=1, help="Elements of the first array, such as 1000000 or 1e6.")],
-    dtype: Annotated[str, typer.Option(help="The floating dtype.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="The floating dtype, such as float64 or f64.")] = "float32",
     report: Annotated[
         Path | None, typer.Option(help="A stored report; if none is named, the newest report*.json in this folder.")
     ] = None,
@@ -89,7 +90,7 @@ def which(
         )
     analysis = Analysis(_load(file))
     try:
-        found = answers(analysis, operation, int(size), dtype, start=start, clock=clock)
+        found = answers(analysis, operation, int(size), dtype_of(dtype), start=start, clock=clock)
     except ValueError as error:
         refuse(f"{file.name}: {error}")
     console = Console(soft_wrap=True)

@@ -24,7 +24,14 @@ from portable_ops_bench.reporting.charts import CONTROLS, Charts, options, speci
 from portable_ops_bench.reporting.rows import at_home, contestants, numbers, table_rows
 from portable_ops_bench.reporting.snippets import code, rerun
 from portable_ops_bench.reporting.summary import headline_settings, in_doubt, sentence, when
-from portable_ops_bench.reporting.tables import FIT_COLUMNS, crossover_rows, fit_rows, grid
+from portable_ops_bench.reporting.tables import (
+    FIT_COLUMNS,
+    OVERHEAD_COLUMNS,
+    crossover_rows,
+    fit_rows,
+    grid,
+    overhead_rows,
+)
 
 CHARTS = (
     ("heatmap", "Speed-up", "Operations by backend: how many times as fast as the baseline. Pale cells are in doubt."),
@@ -38,9 +45,12 @@ CHARTS = (
     ("profile", "Performance profile",
      ("The share of operations that a backend does within a factor of the best time. Higher is better; the left end is how "
      "often it is the best.")),
-    ("parity", "Parity beside speed", "The largest error against a float64 oracle, in units in the last place."),
+    ("parity", "Parity beside speed",
+     ("The largest error against a float64 oracle, in units in the last place. The line is the front of the operation chosen "
+      "above, other libraries included: nothing is both faster and nearer to the oracle than what lies on it.")),
     ("memory", "Memory", "The most memory that a call takes beside its inputs, measured in a pass of its own."),
-    ("overhead", "What a call costs", "Microseconds on four elements, beside the same work called natively."),
+    ("overhead", "What a call costs",
+     "Microseconds on four elements, beside the same work called natively: what dispatch costs."),
 )  # fmt: skip
 OPEN = Cell(
     case="", operation="{operation}", input="{input}", backend="{backend}", device="cpu", dtype="{dtype}", clock="{clock}",
@@ -191,6 +201,8 @@ def page(analysis: Analysis) -> str:
         crossovers=crossover_rows(analysis),
         fit_columns=FIT_COLUMNS,
         fits=fit_rows(analysis),
+        overhead_columns=OVERHEAD_COLUMNS,
+        overheads=overhead_rows(analysis),
         noise=[*noise.ledger(report), *report.notes],
         created=when(report.created),
         doubtful=in_doubt(len(analysis.doubts)),
