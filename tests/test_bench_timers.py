@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -64,8 +65,19 @@ class Device:
         self.time.sleep(self.transfer)
         return np.zeros(1)
 
+    def device_seconds(self, function: Callable[[], Any], device: Any) -> float:
+        """Between two events of its own: each takes note of the time at which the work before it is done."""
+        begin = max(self.free_at, self.time.now)
+        function()
+        end = max(self.free_at, self.time.now)
+        self.time.until(end)
+        return end - begin
+
     def backend(self, **changes: Any) -> Backend:
-        given = {"to_numpy": self.to_numpy, "synchronize": self.synchronize, "asynchronous": True, **changes}
+        given = {
+            "to_numpy": self.to_numpy, "synchronize": self.synchronize, "asynchronous": True,
+            "device_seconds": self.device_seconds, **changes,
+        }  # fmt: skip
         return replace(NUMPY, **given)
 
 
@@ -127,6 +139,37 @@ def test_samples_are_thinned_to_order_statistics() -> None:
     assert timing.samples == sorted(timing.samples)
     assert timing.rounds == 5000
     assert np.median(timing.samples) == pytest.approx(timing.median, rel=0.02)
+
+
+# --- the device's own clock
+
+
+@pytest.mark.parametrize(
+    ("work", "launch", "each"),
+    [
+        (1.0, 0.1, (0.1 + 5 * 1.0) / 5),  # launches go on while the device works
+        (0.01, 0.1, (5 * 0.1 + 0.01) / 5),  # the device waits for launches: the gaps are in it
+    ],
+)
+def test_device_time_is_what_lies_between_two_events(work: float, launch: float, each: float) -> None:
+    time = FakeTime()
+    device = Device(time, work=work, launch=launch)
+    told = timers.time_on_device(device.call, device.backend(), "cuda:0", iterations=5, rounds=3)
+    assert told == pytest.approx(each)
+    # The host's clock has its wait in it, and whatever else the host does.
+    time.tick = 0.5
+    clock = timers.Clock(device.synchronize, in_order=True, read=time)
+    start = clock()
+    for _ in range(5):
+        clock.launched(device.call())
+    assert (clock() - start) / 5 > told
+
+
+def test_no_device_time_without_a_clock_of_the_device() -> None:
+    device = Device(FakeTime(), work=1.0)
+    assert timers.time_on_device(device.call, device.backend(), "cpu", iterations=1, rounds=1) is None
+    without = device.backend(device_seconds=None)
+    assert timers.time_on_device(device.call, without, "cuda:0", iterations=1, rounds=1) is None
 
 
 # --- a forgotten synchronisation

@@ -115,7 +115,7 @@ def test_bench_writes_what_it_is_asked_for(tmp_path: Path) -> None:
     json_file, html, text = (tmp_path / name for name in ("r.json", "r.html", "r.md"))
     done = command(
         "bench", "--quick", "--ops", "sigmoid,mean_iou", "--backends", "numpy", "--sizes", "1e3,70000", "--devices", "cpu",
-        "--dtypes", "float32,float64", "--json", str(json_file), "--html", str(html), "--markdown", str(text),
+        "--dtypes", "float32,f64", "--json", str(json_file), "--html", str(html), "--markdown", str(text),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr + done.stdout
     content = json.loads(json_file.read_text())

@@ -66,6 +66,20 @@ def test_crossovers_are_told_in_whole_elements() -> None:
     assert summary.use(stretches) == "use torch at every measured size"
 
 
+@pytest.mark.parametrize(
+    ("below", "above", "said"),
+    [
+        (100, 1000, "about 240 elements (95 %: 170 to 420)"),
+        (50, 1000, "about 200 elements (95 %: 100 to 500)"),
+        (4, 1024, "about 200 elements (95 %: 100 to 500; none measured between 4 and 1.02 k)"),
+        (241, 241, "about 240 elements (95 %: 170 to 420)"),  # where one was measured
+    ],
+)
+def test_crossovers_have_the_digits_that_the_measured_sizes_allow(below: int, above: int, said: str) -> None:
+    found = Crossover(before="a", after="b", size=241.3, low=171.2, high=411, smallest=4, below=below, above=above)
+    assert summary.about(found).replace("\N{NO-BREAK SPACE}", " ") == said
+
+
 def test_the_main_input_is_a_tiled_photograph_or_the_largest(analysis: Analysis) -> None:
     assert analysis.main_input == "1000000 elements"
     tiled = result("sigmoid", f"coffee {TILED_NAME}", "numpy", 1e-3, elements=10)
@@ -77,6 +91,20 @@ def test_gaps_and_overheads(analysis: Analysis) -> None:
     operation, backend, call, native = analysis.overheads[0]
     assert (operation, backend) == ("sigmoid", "numpy")
     assert call / native == pytest.approx(2, rel=0.01)
+    assert tables.overhead_rows(analysis)[0] == ("sigmoid", "numpy", "10 µs", "5 µs", "+5 µs", "+100%")
+    assert "| sigmoid | numpy | 10 µs | 5 µs | +5 µs | +100% |" in tables.markdown(analysis)
+
+
+def test_device_time_has_a_column_where_a_device_has_a_clock(analysis: Analysis) -> None:
+    assert ">device time<" not in page.page(analysis)
+    first, *others = analysis.report.results
+    timed = msgspec.structs.replace(
+        first, timings=[msgspec.structs.replace(one, device_time=4e-6 * n) for n, one in enumerate(first.timings, 1)]
+    )
+    on_device = Analysis(report([timed, *others]))
+    text = page.page(on_device)
+    assert ">device time<" in text and "<td data-v=8e-06>8 µs<td>ok" in text
+    assert on_device.summaries()[0]["device_time"] == 8e-6  # the middle process
 
 
 def test_terminal(analysis: Analysis) -> None:
@@ -97,7 +125,7 @@ def test_markdown_and_its_picture(analysis: Analysis) -> None:
     text = tables.markdown(analysis, "report.svg")
     assert "![Speed-up over the standard definition on NumPy](report.svg)" in text
     assert "| sigmoid | 1 ms 8× (1.5 ulp) | 500 µs 16× (1.5 ulp) ? | no device |" in text
-    assert "torch overtakes numpy | about 250 k elements" in text
+    assert "torch overtakes numpy | about 300 k elements" in text
     assert "in doubt: sigmoid, 1000000 elements, torch" in text
     assert "no device &lt;here>" in text
     picture = charts.svg(analysis)
