@@ -87,6 +87,8 @@ def _complaint(error: Any) -> str:
         case "MissingParameter":
             text = (error.param.help or "a value").rstrip(".")
             return f"{where}got no {_name(error.param)}; expected {text[0].lower()}{text[1:]}"
+        case "BadParameter" if error.param is None:  # raised by a command, with words of its own
+            return f"{where}{error.param_hint + ': ' if error.param_hint else ''}{error.message}"
         case "BadParameter":
             name, message = _name(error.param), error.message.rstrip(".").partition(", ")[0]
             for begins, instead in (

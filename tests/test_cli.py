@@ -78,6 +78,12 @@ COMPLAINTS = {
     "doctor --nope": "doctor: got --nope; expected ",
     "roofline --threads none": "roofline: --threads: got 'none'; ",
     "ratios --nope": "ratios: got --nope",
+    "ratios --only nothing": "ratios: --only: got 'nothing'; expected part of a row's text",
+    "which softmax --size inf": "which: --size: got inf; expected a number of elements",
+    "bench --sizes inf": "--sizes: got 'inf'; expected numbers",
+    "bench --json /dev/null/report.json": "/dev/null/report.json: got a folder that cannot be made",
+    "report x.json --html .": ".: got a folder, which cannot be written; expected a file",
+    "report .": ".: got a file that cannot be read (Is a directory); expected a report",
     "warmup --nope": "warmup: got --nope",
 }
 

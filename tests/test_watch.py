@@ -332,8 +332,8 @@ def test_the_ledger_tells_what_was_seen_and_what_is_not_known() -> None:
     assert "CPU: clock 2950 to 3100 MHz, temperature 61 to 74 °C, throttled: core throttle 2× (torch)." in told
     assert "Other virtual machines took 0.30 CPUs at most (steal, torch)." in told
     told = ledger(seen(0, None), seen(0, 1900.0, device="cuda:0", throttled={}))
-    assert "CPU: not known: clock, temperature, throttling, which the machine does not tell." in told
-    assert "cuda:0: clock 1900 to 2900 MHz, never throttled; not known: temperature" in told
+    assert "CPU: clock, temperature, throttling not known (the machine does not tell)." in told
+    assert "cuda:0: clock 1900 to 2900 MHz, never throttled, temperature not known" in told
     assert "steal" not in told
     assert "were not recorded" in ledger(sentinels=[Sentinel(backend="torch", process=0, before=1, after=1)])
     lossy = msgspec.structs.replace(HERE, precision={"torch.backends.cuda.matmul.allow_tf32": "True"})

@@ -21,7 +21,7 @@ from portable_ops_bench.measuring import run as running
 from portable_ops_bench.measuring.plan import CACHES, CLOCKS, DTYPES, STARTS, SYNTHETIC_SIZES, dtype_of
 from portable_ops_bench.measuring.ways import usable_cpus
 from portable_ops_bench.model import Report
-from portable_ops_bench.refusing import refuse
+from portable_ops_bench.refusing import refuse, require_all_writable
 from portable_ops_bench.registry import primary_cases, use_files
 from portable_ops_bench.reporting.analysis import Analysis
 from portable_ops_bench.reporting.written import write
@@ -116,6 +116,7 @@ def bench(
     if earlier is not None:
         options = running.resumed(options, earlier)
     target = json or resume
+    require_all_writable(target, html, markdown_file)
     console = Console()
     columns = (TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bars:
@@ -229,7 +230,7 @@ def _dtypes(value: str) -> tuple[str, ...]:
 def _sizes(value: str) -> tuple[int, ...]:
     try:
         sizes = tuple(int(float(item)) for item in value.split(",") if item.strip())
-    except ValueError:
+    except (ValueError, OverflowError):
         refuse(f"--sizes: got {value!r}; expected numbers such as 1e4,1e6")
     if any(size < 1 for size in sizes):
         refuse(f"--sizes: got {value!r}; expected sizes of at least 1")

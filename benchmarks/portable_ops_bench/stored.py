@@ -29,7 +29,9 @@ def load(path: Path) -> Report:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise ValueError(f"{path.name}: got a file that cannot be read ({error.strerror}); expected a report") from None
+        raise ValueError(
+            f"{path.name or path}: got a file that cannot be read ({error.strerror}); expected a report"
+        ) from None
     try:
         version = msgspec.json.decode(content, type=_Version).schema_version
     except msgspec.DecodeError as error:

@@ -252,11 +252,23 @@ class Charts:
             )
         )
         # From a point to the next faster one, no less error is to be had than the faster one's.
-        front = all_of_them.transform_filter("datum.front && datum.operation == operation")
+        # Those of other operations are there but not seen: a plot of nothing would have no extent.
+        chosen = "datum.operation == operation"
+        front = all_of_them.transform_filter("datum.front").encode(
+            detail="operation:N", opacity=alt.condition(chosen, alt.value(1), alt.value(0))
+        )
         line = front.mark_line(interpolate="step-before", strokeWidth=1.5, color=GREY).encode(order="speedup:Q")
         ends = front.mark_point(size=130, color=GREY)
-        names = front.mark_text(align="left", dx=9, dy=-7, fontSize=11, color=GREY).encode(text="who:N")
-        return alt.layer(points, line, ends, names).properties(width="container", height=300)
+        # A library's own function and the call that it serves often lie side by side: one is named below, one above.
+        names = [
+            front.transform_calculate(
+                name=f"{chosen} && (datum.kind == 'peer') == {str(below).lower()} ? datum.who : ''"
+            )
+            .mark_text(align="left", dx=9, dy=10 if below else -8, fontSize=11, color=GREY)
+            .encode(text="name:N")
+            for below in (False, True)
+        ]
+        return alt.layer(points, line, ends, *names).properties(width="container", height=300)
 
     def memory(self) -> Any:
         """The most memory that a call took beside its inputs, and how often that is what it must move."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +15,7 @@ from portable_ops.files import write_atomically
 from portable_ops_bench import stored
 from portable_ops_bench.measuring.plan import dtype_of
 from portable_ops_bench.model import Report
-from portable_ops_bench.refusing import refuse
+from portable_ops_bench.refusing import refuse, require_all_writable
 from portable_ops_bench.reporting.analysis import Analysis
 from portable_ops_bench.reporting.compare import (
     Change,
@@ -62,6 +63,7 @@ def report(
         return
     if file is None:
         refuse("report: got no file; expected a report that bench has written with --json")
+    require_all_writable(html, markdown_file, json)
     console = Console()
     analysis = Analysis(_load(file))
     write(analysis, console, html=html, markdown_file=markdown_file)
@@ -83,6 +85,8 @@ def which(
     ] = "throughput",
 ) -> None:
     """Say which backend to use for an operation, a size and a dtype, from a stored report."""
+    if not math.isfinite(size):
+        refuse(f"which: --size: got {size}; expected a number of elements")
     file = report or stored.newest(Path())
     if file is None:
         refuse(
@@ -157,6 +161,7 @@ def compare(
 
     The exit status is 0 if nothing is slower, 1 if a cell is slower or has failed since, 2 if they cannot be compared.
     """
+    require_all_writable(json)
     console = Console()
     try:
         limits = load_thresholds(thresholds) if thresholds is not None else Thresholds()

@@ -144,8 +144,8 @@ def _pace(report: Report) -> list[str]:
         unknown = [
             name for name, found in (("clock", clocks), ("temperature", degrees), ("throttling", counts)) if not found
         ]
-        silent = f"not known: {', '.join(unknown)}, which the machine does not tell" if unknown else ""
-        told.append(f"{'CPU' if is_host(device) else device}: {'; '.join(filter(None, [', '.join(known), silent]))}.")
+        silent = [f"{', '.join(unknown)} not known (the machine does not tell)"] if unknown else []
+        told.append(f"{'CPU' if is_host(device) else device}: {', '.join([*known, *silent])}.")
     stolen = [watch for watch in report.watches if watch.steal is not None]
     if stolen:
         most = max(stolen, key=lambda watch: watch.steal or 0.0)
