@@ -314,6 +314,17 @@ def test_page_in_a_browser(analysis: Analysis, browser: Any, tmp_path: Path) -> 
     def squares() -> list[str]:
         return shown.locator("#heatmap svg g.mark-text.role-mark text").all_text_contents()
 
+    # The front of speed and error, of the operation chosen, is named.
+    def on_front() -> list[str]:
+        return [name for name in shown.locator("#parity svg g.mark-text.role-mark text").all_text_contents() if name]
+
+    assert on_front() == ["torch"]  # all are as exact, and it is the fastest
+    shown.select_option("#control-start", label="host")
+    shown.wait_for_selector("#parity[data-start=host]")
+    assert on_front() == ["numpy"]
+    shown.select_option("#control-start", label="resident")
+    shown.wait_for_selector("#parity[data-start=resident]")
+
     # 8 times as fast as the definition; against torch, half as fast as it.
     assert "8×" in squares()
     shown.select_option("#control-baseline", label="torch")

@@ -162,7 +162,8 @@ class Charts:
             .transform_filter("datum.dtype == dtype && datum.start == start")
             .encode(y=alt.Y("name:N", title=None, sort=None, axis=alt.Axis(labelLimit=330)), color=self.colour())
         )
-        size: dict[str, Any] = {"scale": alt.Scale(type="log"), "axis": alt.Axis(format="~s")}
+        # The sizes measured, also where nothing is overtaken: a plot of nothing would have no extent.
+        size: dict[str, Any] = {"scale": alt.Scale(type="log", domain=list(ends)), "axis": alt.Axis(format="~s")}
         shown = ["name:N", alt.Tooltip("about:N", title="from")]
         rules = base.mark_rule(strokeWidth=3, opacity=0.45).encode(
             x=alt.X("low:Q", title="elements", **size), x2="high:Q"
