@@ -278,8 +278,9 @@ def test_most_processes_of_a_cell_decide() -> None:
     slow = {"throttled": {"core throttle": 1}}
     assert doubts(cell(processes=(0, 2, 4)), seen(0), seen(2, **slow), seen(4)) == []
     assert doubts(cell(processes=(0, 2, 4)), seen(0), seen(2, **slow), seen(4, **slow))
-    # In a report that does not say which process measured a cell, all of its backend did.
+    # In a report that does not say which process measured a cell, all of its backend did; likewise where that one was ended.
     assert doubts(cell(processes=(None,)), seen(0, **slow), seen(7, **slow))
+    assert doubts(cell(processes=(3,)), seen(0, **slow), seen(7, **slow))
 
 
 def test_the_process_that_measured_a_cell_is_asked_what_disturbed_it() -> None:

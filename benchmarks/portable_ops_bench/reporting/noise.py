@@ -54,10 +54,6 @@ def slowness(watch: Watch, fastest: float | None) -> list[str]:
     return told
 
 
-ALL = frozenset({None})
-"""Any process, as of a report that does not say which of them measured a cell."""
-
-
 class Surroundings:
     """What went on around the processes of a report."""
 
@@ -68,11 +64,13 @@ class Surroundings:
             if watch.clock is not None:
                 self._fastest[watch.device] = max(watch.clock.highest, self._fastest.get(watch.device, 0.0))
 
-    def drift(self, backend: str, processes: Set[int | None] = ALL) -> float:
+    def drift(self, backend: str, processes: Set[int | None] = frozenset()) -> float:
         """By how much the sentinel changed during the middle one of a backend's processes."""
         return middle(map(drift, _of(self._sentinels, backend, processes)))
 
-    def disturbances(self, backend: str, device: str | None = None, processes: Set[int | None] = ALL) -> list[str]:
+    def disturbances(
+        self, backend: str, device: str | None = None, processes: Set[int | None] = frozenset()
+    ) -> list[str]:
         """In words, what took CPUs from most of a backend's processes, or slowed their CPUs or the device down."""
         taken = middle(one.others or 0.0 for one in _of(self._sentinels, backend, processes))
         told = [f"other processes kept {taken:.1f} CPUs busy meanwhile"] if taken > OTHERS else []
@@ -86,8 +84,9 @@ class Surroundings:
 
 
 def _of(them: Iterable[Beside], backend: str, processes: Set[int | None]) -> list[Beside]:
-    """Those that stood beside these processes of a backend."""
-    return [one for one in them if one.backend == backend and (None in processes or one.process in processes)]
+    """Those that stood beside these processes of a backend; beside all of it where these left none, as when they were ended."""
+    all_of_them = [one for one in them if one.backend == backend]
+    return [one for one in all_of_them if one.process in processes] or all_of_them
 
 
 def ledger(report: Report) -> list[str]:

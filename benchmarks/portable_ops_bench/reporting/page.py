@@ -30,6 +30,7 @@ from portable_ops_bench.reporting.tables import (
     crossover_rows,
     fit_rows,
     grid,
+    last_cache,
     overhead_rows,
 )
 
@@ -186,6 +187,7 @@ def page(analysis: Analysis) -> str:
     return surroundings.get_template("report.html.j2").render(
         report=report,
         environment=report.environment,
+        last_cache=last_cache(report.environment),
         memory=f"{report.environment.memory_bytes / 2**30:.0f} GiB",
         verdicts=verdict_groups(analysis),
         main_input=main,

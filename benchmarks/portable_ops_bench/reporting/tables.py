@@ -23,6 +23,7 @@ from portable_ops_bench.reporting.summary import (
     headline_settings,
     in_doubt,
     seconds,
+    size_in_bytes,
     times,
     verdicts,
     when,
@@ -197,12 +198,19 @@ def markdown(analysis: Analysis, picture: str | None = None) -> str:
     return "\n".join(lines)
 
 
+def last_cache(environment: Environment) -> str:
+    """The size of the CPU's last cache, as the machine says it is."""
+    size = environment.last_level_cache_bytes
+    return "not known" if size is None else size_in_bytes(size)
+
+
 def surroundings(environment: Environment) -> list[str]:
     """What was installed, and how it was set."""
     threads = [f"{name} {count}" for name, count in environment.threads.items()]
     settings = [f"{name} {value}" for name, value in environment.precision.items()]
     parts = (
         ("System", [environment.system, *environment.devices]),
+        ("Last cache", [last_cache(environment)]),
         ("Packages", [f"{name} {version}" for name, version in environment.packages.items()]),
         ("Threads", threads),
         ("Governor", [environment.governor] if environment.governor else []),
