@@ -122,6 +122,12 @@ def test_temperatures_are_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     del sensors["k10temp"]
     assert watch.cpu_temperature() is None
 
+    def refused() -> Any:
+        raise PermissionError
+
+    monkeypatch.setattr(watch.psutil, "sensors_temperatures", refused, raising=False)
+    assert watch.cpu_temperature() is None
+
 
 def test_this_machine_can_be_read() -> None:
     told = watch.Cpu().read()
@@ -379,6 +385,10 @@ def test_settings_of_jax_are_told() -> None:
         assert libraries.precision_settings()["jax_default_matmul_precision"] == "tensorfloat32"
     assert libraries.reduced({"jax_default_matmul_precision": "tensorfloat32"})
     assert not libraries.reduced(found)
+    # On a GPU JAX takes TF32 unless it is told otherwise.
+    assert libraries.reduced({"jax_default_matmul_precision": "not set"}, ["A GPU"])
+    assert not libraries.reduced({"jax_default_matmul_precision": "highest"}, ["A GPU"])
+    assert not libraries.reduced({"CUPY_TF32": "1", "NVIDIA_TF32_OVERRIDE": "0"})
 
 
 def test_doctor_names_what_would_spoil_timings() -> None:

@@ -206,7 +206,6 @@ def spoilers(here: Environment, readings: Mapping[str, Reading]) -> list[str]:
                 )
             elif count:
                 lines.append(f"timings: {device} is throttled now ({kind})")
-    lines += [
-        f"timings: {setting}: products of float32 lose digits to be faster" for setting in reduced(here.precision)
-    ]
+    lossy = reduced(here.precision, here.devices)
+    lines += [f"timings: {setting}: products of float32 lose digits to be faster" for setting in lossy]
     return lines

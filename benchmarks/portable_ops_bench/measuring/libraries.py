@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from portable_ops_bench.measuring import nvidia
 
 NOT_SET = "not set"
 TORCH = ("backends.cuda.matmul.allow_tf32", "backends.cudnn.allow_tf32", "backends.cuda.matmul.fp32_precision")
-VARIABLES = ("NVIDIA_TF32_OVERRIDE", "CUPY_TF32")
+OVERRIDE = "NVIDIA_TF32_OVERRIDE"
+"""A variable of the CUDA libraries, which outdoes what their callers ask for."""
 JAX = ("jax_default_matmul_precision", "jax_enable_x64")
 
 
 def precision_settings() -> dict[str, str]:
     """How libraries that are loaded compute products of float32, by the names of their settings."""
+    torch, jax, cupy = (sys.modules.get(name) for name in ("torch", "jax", "cupy"))
     found: dict[str, str] = {}
-    if "torch" in sys.modules:
-        found |= _of_torch(sys.modules["torch"])
-    if "jax" in sys.modules:
-        config: Any = sys.modules["jax"].config
-        found |= {name: _plain(getattr(config, name, None)) for name in JAX}
-    if "cupy" in sys.modules or "torch" in sys.modules:
-        # CuPy has no function that tells.
-        found |= {
-            name: os.environ.get(name, NOT_SET) for name in VARIABLES if name != "CUPY_TF32" or "cupy" in sys.modules
-        }
+    if torch is not None:
+        found |= _of_torch(torch)
+    if jax is not None:
+        found |= {name: _plain(getattr(jax.config, name, None)) for name in JAX}
+    if cupy is not None:  # which has no function that tells
+        found["CUPY_TF32"] = os.environ.get("CUPY_TF32", NOT_SET)
+    if found:
+        found[OVERRIDE] = os.environ.get(OVERRIDE, NOT_SET)
     return found
 
 
@@ -56,16 +56,21 @@ REDUCED = {
     "torch.backends.cuda.matmul.allow_tf32": ("True",),
     "torch.backends.cuda.matmul.fp32_precision": ("tf32", "bf16"),
     "torch.get_float32_matmul_precision()": ("high", "medium"),
-    "NVIDIA_TF32_OVERRIDE": ("1",),
+    OVERRIDE: ("1",),
     "CUPY_TF32": ("1",),
-    "jax_default_matmul_precision": ("tensorfloat32", "bfloat16", "fastest", "high", "default"),
+    "jax_default_matmul_precision": ("default", "fastest", "high", "bfloat16", "bfloat16_3x", "tensorfloat32"),
 }
 """Settings, and the values of them that let products of float32 lose digits. cuDNN's concerns convolutions alone."""
+UNLESS_SET = "jax_default_matmul_precision"
+"""On recent GPUs JAX takes TF32 where nothing is set: https://docs.jax.dev/en/latest/201/precision.html."""
 
 
-def reduced(settings: Mapping[str, str]) -> list[str]:
-    """The settings by which products of float32 may be computed with fewer digits, as TF32."""
-    return [f"{name} = {value}" for name, value in settings.items() if value in REDUCED.get(name, ())]
+def reduced(settings: Mapping[str, str], devices: Collection[str] = ()) -> list[str]:
+    """The settings by which products of float32 may be computed with fewer digits, as TF32; `devices` are accelerators."""
+    if settings.get(OVERRIDE) == "0":
+        return []
+    lossy = {name: (*values, NOT_SET) if devices and name == UNLESS_SET else values for name, values in REDUCED.items()}
+    return [f"{name} = {value}" for name, value in settings.items() if value in lossy.get(name, ())]
 
 
 def accelerators() -> list[str]:

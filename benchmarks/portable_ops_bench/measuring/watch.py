@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import psutil
 
@@ -58,14 +59,14 @@ def tells_clock() -> bool:
 
 def cpu_clock() -> float | None:
     """MHz of the fastest CPU: that one is at work, others may be idle."""
-    found = psutil.cpu_freq(percpu=True) if tells_clock() else []
-    return max((one.current for one in found), default=None) or None
+    found = _told(lambda: psutil.cpu_freq(percpu=True)) if tells_clock() else None
+    return max((one.current for one in found or ()), default=None) or None
 
 
 def cpu_temperature() -> float | None:
     """Of the warmest part of the CPU, in °C."""
-    sensors = psutil.sensors_temperatures() if hasattr(psutil, "sensors_temperatures") else {}
-    return max((one.current for chip in SENSORS for one in sensors.get(chip, ())), default=None)
+    sensors = _told(psutil.sensors_temperatures) if hasattr(psutil, "sensors_temperatures") else None
+    return max((one.current for chip in SENSORS for one in (sensors or {}).get(chip, ())), default=None)
 
 
 def cpu_throttles(folder: Path = CPUS) -> dict[str, int] | None:
@@ -73,8 +74,16 @@ def cpu_throttles(folder: Path = CPUS) -> dict[str, int] | None:
     found: dict[str, int] = {}
     for file in folder.glob("cpu[0-9]*/thermal_throttle/*_count"):
         kind = file.name.removesuffix("_count").replace("_", " ")
-        found[kind] = max(int(file.read_text(encoding="ascii")), found.get(kind, 0))
+        with suppress(OSError, ValueError):  # a CPU may be switched off meanwhile
+            found[kind] = max(int(file.read_text(encoding="ascii")), found.get(kind, 0))
     return found or None
+
+
+def _told(ask: Callable[[], Any]) -> Any:
+    """What the system tells; None where it refuses, or does not know: no run ends for that."""
+    with suppress(OSError, NotImplementedError, RuntimeError):
+        return ask()
+    return None
 
 
 def stolen_seconds() -> float | None:

@@ -112,7 +112,7 @@ def ledger(report: Report) -> list[str]:
                 f"measured ({busiest.backend})."
             )
     told += _pace(report)
-    lost = reduced(environment.precision)
+    lost = reduced(environment.precision, environment.devices)
     if lost:
         told.append(f"Products of float32 may have been computed with fewer digits: {', '.join(lost)}.")
     if environment.load_before is not None:
