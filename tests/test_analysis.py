@@ -242,6 +242,7 @@ def test_which_measured_interpolated_extrapolated() -> None:
     (found,) = which(analysis, "sigmoid", 3_000_000, "float32")
     assert found.estimates[0].how == "interpolated"
     assert found.estimates[0].seconds == pytest.approx(0.77e-3, rel=0.05)
+    assert "about 780 µs (interpolated" in found.sentence  # two digits, as it was not measured
     (found,) = which(analysis, "sigmoid", 10**8, "float32")
     assert found.estimates[0].how == "extrapolated"
     assert found.estimates[0].seconds == pytest.approx(25e-3, rel=0.05)

@@ -29,7 +29,7 @@ from portable_ops_bench.reporting.compare import (
     compare as compare_reports,
 )
 from portable_ops_bench.reporting.machines import machine_differences
-from portable_ops_bench.reporting.summary import count, seconds, times
+from portable_ops_bench.reporting.summary import count, times
 from portable_ops_bench.reporting.which import Answer, crossing
 from portable_ops_bench.reporting.which import which as answers
 from portable_ops_bench.reporting.written import write
@@ -133,7 +133,7 @@ def _print_answer(answer: Answer, size: int) -> None:
         style = "bold" if one is best else "" if one.is_choice else "dim"
         # What serves is in the name of a contestant that is no call of portable_ops.
         kernel = "" if one.contestant.endswith(f": {one.kernel}") else one.kernel
-        cells = [one.contestant, kernel, seconds(one.seconds), times(one.seconds / best.seconds), error]
+        cells = [one.contestant, kernel, one.time, times(one.seconds / best.seconds), error]
         cells += [] if said else [one.how]
         table.add_row(*(cell.replace("[", r"\[") for cell in cells), style=style)
     console.print(table)

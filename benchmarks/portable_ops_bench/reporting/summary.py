@@ -16,9 +16,9 @@ from portable_ops_bench.reporting.crossover import LEVEL, Crossover, Stretch
 from portable_ops_bench.reporting.lineup import Line, Setting
 
 
-def seconds(value: float) -> str:
-    """Seconds with three digits and a unit."""
-    value = float(f"{value:.3g}")  # 999.6 µs are 1 ms
+def seconds(value: float, digits: int = 3) -> str:
+    """Seconds with three digits, or fewer, and a unit."""
+    value = float(f"{value:.{digits}g}")  # 999.6 µs are 1 ms
     for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns")):
         if value >= scale:
             return f"{value / scale:.3g} {unit}"
