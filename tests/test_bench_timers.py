@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("msgspec", reason="the extra bench is not installed")
+msgspec = pytest.importorskip("msgspec", reason="the extra bench is not installed")
 pytest.importorskip("psutil", reason="the extra bench is not installed")
 pytest.importorskip("threadpoolctl", reason="the extra bench is not installed")
 
@@ -227,6 +227,8 @@ def ceiling(kind: str, size: int, rate: float, dtype: str = "float32") -> Ceilin
 CEILINGS = [
     ceiling("copy", 10**4, 1e10), ceiling("copy", 10**6, 1e8), ceiling("read", 10**6, 4e8), ceiling("exp", 10**6, 1e7),
     ceiling("matmul", 512, 1e9), ceiling("matmul", 1024, 2e9), ceiling("copy", 10**4, 1.0, "float64"),
+    # Floors are made of what all threads do.
+    msgspec.structs.replace(ceiling("copy", 10**6, 1e14), threads=1),
 ]  # fmt: skip
 
 
@@ -277,7 +279,9 @@ def test_ceilings_are_measured_in_the_backends_own_terms() -> None:
     assert not notes
     assert {one.kind for one in found} == {"copy", "read", "exp", "matmul"}
     assert all(1e6 < one.rate < 1e15 for one in found)
-    assert table(found).row_count == 1
+    assert {one.kind for one in found if one.threads == 1} == {"copy"}
+    assert [size for size, _ in bandwidth_curve(found, threads=1)] == [size for size, _ in bandwidth_curve(found)]
+    assert table(found).row_count == 2  # one thread has a row of its own
 
 
 def test_a_ceiling_that_a_backend_does_not_have_is_said() -> None:

@@ -158,7 +158,7 @@ class Ceiling(Struct, frozen=True):
 
     `kind` is ``"copy"`` (bytes read and written per second, at a working set of `size` bytes), ``"read"`` (bytes read per
     second by a sum, likewise), ``"matmul"`` (floating-point operations per second, at matrices of `size` rows) or ``"exp"``
-    (elements per second, of `size` elements).
+    (elements per second, of `size` elements). `threads` is None for as many threads as the benchmark uses.
     """
 
     kind: str
@@ -167,6 +167,7 @@ class Ceiling(Struct, frozen=True):
     dtype: str
     size: int
     rate: float
+    threads: int | None = None
 
 
 class Sentinel(Struct, frozen=True):

@@ -177,18 +177,25 @@ class Charts:
         """What calls reach of the bandwidth that the machine was seen to have: points under the roof of their backend."""
         report = self.analysis.report
         places = dict.fromkeys((ceiling.backend, ceiling.device, ceiling.dtype) for ceiling in report.ceilings)
-        roofs = [
-            {"where": backend if device == "cpu" else f"{backend} on {device}", "dtype": dtype, "bytes": size, "rate": rate / 1e9}
-            for backend, device, dtype in places
-            for size, rate in bandwidth_curve(c for c in report.ceilings if (c.backend, c.device, c.dtype) == (backend, device, dtype))
-        ]  # fmt: skip
+
+        def roofs(threads: int | None) -> list[Row]:
+            return [
+                {"where": backend if device == "cpu" else f"{backend} on {device}", "dtype": dtype, "bytes": size, "rate": rate / 1e9}
+                for backend, device, dtype in places
+                for size, rate in bandwidth_curve(
+                    (c for c in report.ceilings if (c.backend, c.device, c.dtype) == (backend, device, dtype)), threads
+                )
+            ]  # fmt: skip
+
         axis: dict[str, Any] = {"scale": alt.Scale(type="log"), "axis": alt.Axis(format="~s")}
         x, y = alt.X("bytes:Q", title="bytes that the call must move", **axis), alt.Y("rate:Q", title="GB/s", **axis)
         dtype = alt.param(name="dtype", value=self.chosen["dtype"])
-        lines = (
-            alt.Chart(alt.InlineData(values=roofs)).add_params(dtype).transform_filter("datum.dtype == dtype")
-            .mark_line(strokeWidth=2, strokeDash=[6, 3]).encode(x=x, y=y, color=self.colour("where"))
-        )  # fmt: skip
+        lines = [
+            alt.Chart(alt.InlineData(values=found)).add_params(dtype).transform_filter("datum.dtype == dtype")
+            .mark_line(strokeWidth=width, strokeDash=dash).encode(x=x, y=y, color=self.colour("where"))
+            for found, width, dash in ((roofs(None), 2, [6, 3]), (roofs(1), 1.5, [2, 4]))
+            if found  # a plot of nothing would have no extent
+        ]  # fmt: skip
         points = (
             alt.Chart(alt.NamedData(ROWS))
             .transform_filter(
@@ -203,7 +210,7 @@ class Charts:
                 opacity=alt.condition(DIMMED, alt.value(0.3), alt.value(0.85)),
             )
         )  # fmt: skip
-        return alt.layer(lines, points).properties(width="container", height=330)
+        return alt.layer(*lines, points).properties(width="container", height=330)
 
     def profile(self) -> Any:
         """For every backend, the share of operations that it does within a factor of the best (Dolan and Moré)."""

@@ -41,8 +41,8 @@ CHARTS = (
      ("From which size on a backend is faster than another, with 95 % intervals, for those that the verdict names. The table "
       "has all.")),
     ("roofline", "Roofline",
-     ("What calls reach of the bandwidth that their backend was seen to have in the same run (dashed). A call whose floor is "
-     "set by exponentials or matrix products lies below it for a reason.")),
+     ("What calls reach of the bandwidth that their backend was seen to have in the same run (dashed; dotted: a copy on one "
+      "thread). A call whose floor is set by exponentials or matrix products lies below it for a reason.")),
     ("profile", "Performance profile",
      ("The share of operations that a backend does within a factor of the best time. Higher is better; the left end is how "
      "often it is the best.")),
