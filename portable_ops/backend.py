@@ -113,6 +113,9 @@ class Backend:
         ``"module:name"`` of ``()``: whether a compiler traces the call, and would tie it to what is remembered.
     synchronize : callable
         ``(*arrays)``: return once the arrays' values are there, which computes lazy ones. Timers call it.
+    device_seconds : callable or None
+        ``(function, device)``: call the function, which launches work, and return the seconds that the device's own clock has
+        between its state before and after it. Timers show them beside the host's.
     rng, uniform : callable
         ``rng(seed, device=None)`` makes a generator; ``uniform(rng, shape, dtype, device)`` draws from [0, 1), `dtype`
         being the library's own.
@@ -165,6 +168,7 @@ class Backend:
     remembered: bool = False
     is_traced: str = ""
     synchronize: Callable[..., None] = lambda *arrays: None
+    device_seconds: Callable[[Callable[[], Any], Any], float] | None = None
     rng: Callable[..., Any] | None = None
     uniform: Callable[..., Array] | None = None
     split: Callable[[Any, int], Any] | None = None

@@ -52,6 +52,18 @@ def synchronize(*arrays: Any) -> None:
             _cupy().cuda.get_current_stream().synchronize()
 
 
+def device_seconds(function: Callable[[], Any], device: Any) -> float:
+    """Between CUDA events on the device's current stream, before and after what the function launches."""
+    cuda = _cupy().cuda
+    with device:
+        begin, end = cuda.Event(), cuda.Event()
+        begin.record()
+        function()
+        end.record()
+        end.synchronize()
+    return float(cuda.get_elapsed_time(begin, end)) / 1e3
+
+
 def rng(seed: int, device: Any = None) -> Any:
     """A generator on the device."""
     cupy = _cupy()
@@ -141,6 +153,7 @@ backend = Backend(
     to_device=to_device,
     on_host=lambda array: False,
     synchronize=synchronize,
+    device_seconds=device_seconds,
     rng=rng,
     uniform=uniform,
     remembered=True,

@@ -56,6 +56,18 @@ def synchronize(*arrays: Any) -> None:
             _torch().cuda.synchronize(array.device)
 
 
+def device_seconds(function: Callable[[], Any], device: Any) -> float:
+    """Between CUDA events on the device's current stream, before and after what the function launches."""
+    cuda = _torch().cuda
+    with cuda.device(device):
+        begin, end = (cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        function()
+        end.record()
+        end.synchronize()
+    return float(begin.elapsed_time(end)) / 1e3
+
+
 def rng(seed: int, device: Any = None) -> Any:
     """A generator on the device."""
     return _torch().Generator(device="cpu" if device is None else device).manual_seed(seed)
@@ -106,6 +118,7 @@ backend = Backend(
     remembered=True,
     is_traced="torch.compiler:is_dynamo_compiling",
     synchronize=synchronize,
+    device_seconds=device_seconds,
     rng=rng,
     uniform=uniform,
     detached=detached,

@@ -18,17 +18,16 @@ from portable_ops.backend import registered_backends
 from portable_ops_bench import stored
 from portable_ops_bench.doctor import examine
 from portable_ops_bench.measuring import run as running
-from portable_ops_bench.measuring.plan import CACHES, CLOCKS, STARTS, SYNTHETIC_SIZES
+from portable_ops_bench.measuring.plan import CACHES, CLOCKS, DTYPES, STARTS, SYNTHETIC_SIZES, dtype_of
 from portable_ops_bench.measuring.ways import usable_cpus
 from portable_ops_bench.model import Report
-from portable_ops_bench.refusing import refuse
+from portable_ops_bench.refusing import refuse, require_all_writable
 from portable_ops_bench.registry import primary_cases, use_files
 from portable_ops_bench.reporting.analysis import Analysis
 from portable_ops_bench.reporting.written import write
 
 QUICK_SIZES = (100_000,)
 REPLICATES = 3
-DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
 def listed(value: str, allowed: tuple[str, ...] | None, option: str) -> tuple[str, ...]:
@@ -94,7 +93,7 @@ def bench(
         operations=listed(ops, known, "--ops") or own,
         backends=listed(backends, registered, "--backends"),
         devices=listed(devices, None, "--devices"),
-        dtypes=listed(dtypes, DTYPES, "--dtypes"),
+        dtypes=_dtypes(dtypes),
         sizes=_sizes(sizes) or (QUICK_SIZES if quick else SYNTHETIC_SIZES if drawn else ()),
         real=not drawn,
         clocks=listed(clock, CLOCKS, "--clock") or CLOCKS[: 1 if quick else None],
@@ -117,6 +116,7 @@ def bench(
     if earlier is not None:
         options = running.resumed(options, earlier)
     target = json or resume
+    require_all_writable(target, html, markdown_file)
     console = Console()
     columns = (TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bars:
@@ -160,7 +160,7 @@ def roofline(
     options = running.Options(
         backends=listed(backends, tuple(sorted(registered_backends())), "--backends"),
         devices=listed(devices, None, "--devices"),
-        dtypes=listed(dtypes, DTYPES, "--dtypes"),
+        dtypes=_dtypes(dtypes),
         threads=threads or usable_cpus(),
     )
     console = Console()
@@ -223,10 +223,14 @@ def doctor() -> None:
     examine(Console())
 
 
+def _dtypes(value: str) -> tuple[str, ...]:
+    return listed(",".join(dtype_of(item.strip()) for item in value.split(",")), tuple(DTYPES), "--dtypes")
+
+
 def _sizes(value: str) -> tuple[int, ...]:
     try:
         sizes = tuple(int(float(item)) for item in value.split(",") if item.strip())
-    except ValueError:
+    except (ValueError, OverflowError):
         refuse(f"--sizes: got {value!r}; expected numbers such as 1e4,1e6")
     if any(size < 1 for size in sizes):
         refuse(f"--sizes: got {value!r}; expected sizes of at least 1")

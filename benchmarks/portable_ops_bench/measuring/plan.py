@@ -20,6 +20,8 @@ BASELINE = "numpy"
 """The standard definition on its arrays is what speed-ups are against."""
 
 SYNTHETIC_SIZES = (1_000, 100_000, 10_000_000)
+DTYPES = {"float16": "f16", "bfloat16": "bf16", "float32": "f32", "float64": "f64"}
+"""The floating dtypes that can be asked for, with short names that commands take, too."""
 CLOCKS = ("throughput", "latency")
 CACHES = ("warm", "cold")
 STARTS = ("resident", "host")
@@ -76,6 +78,11 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     longest_call: float = 10.0
     cell_timeout: float = 120.0
     timeout: float = 1800.0
+
+
+def dtype_of(name: str) -> str:
+    """The full name of a dtype; what is none stays as it is."""
+    return next((dtype for dtype, short in DTYPES.items() if name == short), name)
 
 
 def inputs_of(case: Case, options: Options) -> list[str]:

@@ -22,7 +22,9 @@ from portable_ops_bench.measuring.timers import is_host
 from portable_ops_bench.model import Cell
 
 ENOUGH_ROTATED = 2**29
-"""Bytes that hold no less than twice the caches of most CPUs, and five times those of GPUs; a run must also end."""
+"""Bytes that hold no less than twice the caches of most CPUs; a run must also end."""
+ON_DEVICE = 2**30
+"""Bytes over which inputs on a GPU are rotated: five times the 126 MB that the last cache of the largest has, and more."""
 
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
@@ -69,7 +71,10 @@ def prepare(cell: Cell, case: Case, host: Call, backend: Backend) -> Prepared:
         return Prepared(function, kernel, tolerance, call)
     typed = typed_on_host(host, cell.dtype)
     size = bytes_of(typed)
-    copies = max(2, -(-bytes_to_rotate(last_level_cache(), psutil.virtual_memory().available) // size))
+    needed = (
+        bytes_to_rotate(last_level_cache(), psutil.virtual_memory().available) if is_host(cell.device) else ON_DEVICE
+    )
+    copies = max(2, -(-needed // size))
     others = [typed.on(backend, cell.dtype, device) for _ in range(copies - 1)]
     turn = itertools.cycle([function, *(partial(called, *other.args, **other.options) for other in others)])
     return Prepared(lambda: next(turn)(), kernel, tolerance, call, rotated_bytes=copies * size)

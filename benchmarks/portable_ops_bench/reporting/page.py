@@ -24,7 +24,15 @@ from portable_ops_bench.reporting.charts import CONTROLS, Charts, options, speci
 from portable_ops_bench.reporting.rows import at_home, contestants, numbers, table_rows
 from portable_ops_bench.reporting.snippets import code, rerun
 from portable_ops_bench.reporting.summary import headline_settings, in_doubt, sentence, when
-from portable_ops_bench.reporting.tables import FIT_COLUMNS, crossover_rows, fit_rows, grid
+from portable_ops_bench.reporting.tables import (
+    FIT_COLUMNS,
+    OVERHEAD_COLUMNS,
+    crossover_rows,
+    fit_rows,
+    grid,
+    last_cache,
+    overhead_rows,
+)
 
 CHARTS = (
     ("heatmap", "Speed-up", "Operations by backend: how many times as fast as the baseline. Pale cells are in doubt."),
@@ -33,14 +41,17 @@ CHARTS = (
      ("From which size on a backend is faster than another, with 95 % intervals, for those that the verdict names. The table "
       "has all.")),
     ("roofline", "Roofline",
-     ("What calls reach of the bandwidth that their backend was seen to have in the same run (dashed). A call whose floor is "
-     "set by exponentials or matrix products lies below it for a reason.")),
+     ("What calls reach of the bandwidth that their backend was seen to have in the same run (dashed; dotted: a copy on one "
+      "thread). A call whose floor is set by exponentials or matrix products lies below it for a reason.")),
     ("profile", "Performance profile",
      ("The share of operations that a backend does within a factor of the best time. Higher is better; the left end is how "
      "often it is the best.")),
-    ("parity", "Parity beside speed", "The largest error against a float64 oracle, in units in the last place."),
+    ("parity", "Parity beside speed",
+     ("The largest error against a float64 oracle, in units in the last place. The line is the front of the operation chosen "
+      "above, other libraries included: nothing is both faster and nearer to the oracle than what lies on it.")),
     ("memory", "Memory", "The most memory that a call takes beside its inputs, measured in a pass of its own."),
-    ("overhead", "What a call costs", "Microseconds on four elements, beside the same work called natively."),
+    ("overhead", "What a call costs",
+     "Microseconds on four elements, beside the same work called natively: what dispatch costs."),
 )  # fmt: skip
 OPEN = Cell(
     case="", operation="{operation}", input="{input}", backend="{backend}", device="cpu", dtype="{dtype}", clock="{clock}",
@@ -176,6 +187,7 @@ def page(analysis: Analysis) -> str:
     return surroundings.get_template("report.html.j2").render(
         report=report,
         environment=report.environment,
+        last_cache=last_cache(report.environment),
         memory=f"{report.environment.memory_bytes / 2**30:.0f} GiB",
         verdicts=verdict_groups(analysis),
         main_input=main,
@@ -191,12 +203,15 @@ def page(analysis: Analysis) -> str:
         crossovers=crossover_rows(analysis),
         fit_columns=FIT_COLUMNS,
         fits=fit_rows(analysis),
+        overhead_columns=OVERHEAD_COLUMNS,
+        overheads=overhead_rows(analysis),
         noise=[*noise.ledger(report), *report.notes],
         created=when(report.created),
         doubtful=in_doubt(len(analysis.doubts)),
         gaps=analysis.gaps,
         failed=report.failed(),
         rows=table_rows(analysis),
+        has_device_times=any(r.timing.device_time for r in report.results if r.timing is not None),
         codes=[(operation, next(iter(kinds.values()))) for operation, kinds in code_of.items()],
         # Style, script and bundle are ours, and JSON is no text to be escaped; none of it can end its element.
         style=Markup(source("report.css")),

@@ -61,9 +61,12 @@ def contestants(analysis: Analysis) -> dict[str, Row]:
 
 
 def numbers(analysis: Analysis) -> dict[str, list[Any]]:
-    """What plots need beside the table, column by column, a value for each of its rows."""
+    """What plots need beside the table, column by column, a value for each of its rows.
+
+    `front`: 1 on the front of speed and error where the cell's data start, 2 among those whose data start on the host, or both.
+    """
     results = analysis.report.results
-    known = analysis.intervals
+    known, front = analysis.intervals, analysis.front
     floors = [analysis.floors.get(result.cell.key) for result in results]
     return {
         "size": [result.elements for result in results],
@@ -71,6 +74,7 @@ def numbers(analysis: Analysis) -> dict[str, list[Any]]:
         "low": [digits(one[0]) if one else 0 for one in known],
         "high": [digits(one[1]) if one else 0 for one in known],
         "bound": [floor.bound_by[0] if floor else "" for floor in floors],
+        "front": [int((r.cell.start, r.cell.key) in front) + 2 * int(("host", r.cell.key) in front) for r in results],
     }
 
 
@@ -114,6 +118,8 @@ def table_rows(analysis: Analysis) -> list[Row]:
                 "processes": len(result.timings) or "",
                 "first": seconds(timing.first_call) if timing else "",
                 "first_value": digits(timing.first_call) if timing else "",
+                "device": seconds(timing.device_time) if timing and timing.device_time else "",
+                "device_value": digits(timing.device_time) if timing and timing.device_time else "",
                 "speedup": digits(speedup) if speedup else "",
                 "faster": times(speedup) if speedup else "",
                 "floor": f"{floor.fraction:.0%}" if floor else "",

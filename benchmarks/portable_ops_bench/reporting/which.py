@@ -38,6 +38,11 @@ class Estimate(Struct, frozen=True):
     is_choice: bool
     doubts: list[str]
 
+    @property
+    def time(self) -> str:
+        """The time in words: what was not measured has two digits."""
+        return seconds(self.seconds, 3 if self.how == "measured" else 2)
+
 
 class Answer(Struct, frozen=True):
     """What to use, in a sentence, with the estimates by time."""
@@ -124,7 +129,7 @@ def _answer(analysis: Analysis, setting: Setting, size: int) -> Answer:
     kernel = "" if best.kernel in ("", best.contestant) else f" ({best.kernel})"
     given = subject(setting, next(line for line in lines if line.label == best.contestant))
     told = f"for {given}{f', {where}' if where else ''}, {count(size)} elements: use {best.contestant}{kernel}, "
-    told += f"about {seconds(best.seconds)} ({_made(best, lines)})"
+    told += f"about {best.time} ({_made(best, lines)})"
     if len(choices) > 1:
         ratio = choices[1].seconds / best.seconds
         behind = "is level" if ratio <= 1 + LEVEL else f"takes {times(ratio)} the time"

@@ -27,8 +27,9 @@ const shared = rows.flatMap((row, i) => {
   return [{ ...cells[i], median, kernel: text(row, "kernel"), time: text(row, "median"), ulp: Math.max(ulp, 0.01), bytes,
     size: data.numbers.size[i], low: data.numbers.low[i], high: data.numbers.high[i], rate: bytes / median / 1e9,
     floor: Number.isNaN(floor) ? null : floor, bound: bounds[data.numbers.bound[i]] ?? "not known",
-    peak: Number.isNaN(peak) ? null : peak, peaktext: text(row, "memory"), doubt: text(row, "status").slice(4) }].flatMap(one =>
-      atHome.has(i) ? [one, { ...one, start: "host" }] : [one]);
+    peak: Number.isNaN(peak) ? null : peak, peaktext: text(row, "memory"), doubt: text(row, "status").slice(4),
+    front: Boolean(data.numbers.front[i] & (cells[i].start === "host" ? 2 : 1)) }].flatMap(one =>
+      atHome.has(i) ? [one, { ...one, start: "host", front: Boolean(data.numbers.front[i] & 2) }] : [one]);
 });
 const views = new Map();
 for (const spec of Object.values(data.charts)) spec.datasets = { ...spec.datasets, rows: shared };
