@@ -71,6 +71,7 @@ backend = Backend(
     to_numpy=to_numpy,
     install="numpy",
     device_of=device_of,
+    is_contiguous=attrgetter("flags.c_contiguous"),
     size_of=attrgetter("size"),
     signatures_of=partial(map, attrgetter("dtype", "shape")),
     rng=rng,

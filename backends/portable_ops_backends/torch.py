@@ -370,6 +370,7 @@ backend = Backend(
     to_device=to_device,
     is_concrete=is_concrete,
     on_host=on_host,
+    is_contiguous=lambda array: array.is_contiguous(),
     size_of=size_of,
     signatures_of=signatures_of,
     synchronize=synchronize,
