@@ -125,6 +125,9 @@ def _compiled(case: Case, call: Call, backend: Backend) -> Callable[..., Any]:
         args = [next(rest) if here else value for here, value in zip(is_array, call.args, strict=True)]
         return case.called(*args, **fixed, **dict(zip(named, rest, strict=True)))
 
+    # Code of its own: torch counts by code how often a function is compiled, gives up after eight times, and takes shapes that
+    # differ for dynamic ones.
+    of_arrays.__code__ = of_arrays.__code__.replace(co_name=f"{of_arrays.__name__}_{len(COMPILED)}")
     compiled = backend.jit(of_arrays)
 
     def called(*args: Any, **options: Any) -> Any:
