@@ -105,6 +105,8 @@ class Backend:
         ``(array)``: False for tracers, fake and lazy arrays, whose values do not exist.
     on_host : callable
         ``(array)``: whether the values lie in memory that the CPU reads without a transfer.
+    is_contiguous : callable or None
+        ``(array)``: whether the elements lie side by side in memory, in C order; None where arrays have no strides.
     size_of : callable
         ``(array)``: the number of elements, or, where a trace would be tied to it, one larger than any.
     remembered : bool
@@ -164,6 +166,7 @@ class Backend:
     allowing: Callable[[str], AbstractContextManager[Any]] = lambda dtype: nullcontext()
     is_concrete: Callable[[Array], bool] = lambda array: True
     on_host: Callable[[Array], bool] = lambda array: True
+    is_contiguous: Callable[[Array], bool] | None = None
     size_of: Callable[[Array], int] = lambda array: math.prod(array.shape)
     remembered: bool = False
     is_traced: str = ""

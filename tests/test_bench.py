@@ -358,6 +358,5 @@ def test_files_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
 
 def test_a_cell_is_known_by_its_key() -> None:
     cell = Cell(case="a", operation="b", input="c", backend="d", device="e", dtype="f")
-    assert (
-        Result(cell=cell, status=Status.OK).cell.key == "a | c | d | e | f | dispatched | throughput | warm | resident"
-    )
+    key = "a | c | d | e | f | dispatched | throughput | warm | resident | contiguous"
+    assert Result(cell=cell, status=Status.OK).cell.key == key

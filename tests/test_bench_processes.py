@@ -111,6 +111,7 @@ kernels = {
     "waits": {"sigmoid": "later"},
     "on a device": {"sigmoid": "later"},
     "works": {},
+    "lays out by itself": {},
 }[mode]
 backend = dataclasses.replace(
     stranger, name="brittle", asynchronous=mode in ("forgets", "waits", "on a device"),
@@ -122,6 +123,8 @@ backend = dataclasses.replace(
 )
 if mode == "works":
     WORK = 0
+if mode == "lays out by itself":
+    backend = dataclasses.replace(backend, is_contiguous=lambda array: True)
 if mode == "on a device":
     backend = dataclasses.replace(
         backend, devices=lambda: ("cuda:0",), device_of=lambda array: "cuda:0", to_device=lambda name: name,
@@ -212,6 +215,21 @@ def test_a_forgotten_synchronisation_is_no_number(folder: Path) -> None:
     assert code == 1
     assert {result.status for result in results.values()} == {Status.GUARD}
     assert all("not synchronised" in result.reason for result in results.values())
+
+
+def test_arrays_that_are_not_as_they_were_asked_for_are_no_number(folder: Path) -> None:
+    code, _, _, report = bench(
+        folder, "lays out by itself", *SMALL, "--sizes", "400", "--ops", "sigmoid", "--start", "resident",
+        "--replicates", "1", "--layouts", "contiguous,strided",
+    )  # fmt: skip
+    assert code == 1
+    found = {
+        (r.cell.layout, r.status, r.reason)
+        for r in report.results
+        if r.cell.backend == "brittle" and "400" in r.cell.input
+    }
+    reason = "an input of shape (1, 19, 5, 5) is contiguous, in a cell that is strided"
+    assert found == {("contiguous", Status.OK, ""), ("strided", Status.GUARD, reason)}
 
 
 def test_work_that_goes_on_after_the_call_is_timed_to_its_end(folder: Path) -> None:

@@ -80,6 +80,7 @@ COMPLAINTS = {
     "ratios --nope": "ratios: got --nope",
     "ratios --only nothing": "ratios: --only: got 'nothing'; expected part of a row's text",
     "which softmax --size inf": "which: --size: got inf; expected a number of elements",
+    "bench --layouts fortran": "--layouts: got 'fortran'; expected some of contiguous, strided",
     "bench --sizes inf": "--sizes: got 'inf'; expected numbers",
     "bench --json /dev/null/report.json": "/dev/null/report.json: got a folder that cannot be made",
     "report x.json --html .": ".: got a folder, which cannot be written; expected a file",

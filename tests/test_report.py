@@ -200,7 +200,7 @@ def test_code_of_an_unknown_case_says_so() -> None:
 def test_rerun_names_the_cell() -> None:
     assert rerun(cell(cache="cold")) == (
         "portable-ops bench --ops softmax --backends numpy --dtypes float32 --clock throughput --cache cold --start resident "
-        "--synthetic --sizes 1000"
+        "--layouts contiguous --synthetic --sizes 1000"
     )
     assert rerun(cell(input="coffee 400x600")).endswith("--real")
 

@@ -152,6 +152,7 @@ backend = Backend(
     devices=devices,
     to_device=to_device,
     on_host=lambda array: False,
+    is_contiguous=lambda array: array.flags.c_contiguous,
     synchronize=synchronize,
     device_seconds=device_seconds,
     rng=rng,

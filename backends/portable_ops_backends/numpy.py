@@ -74,6 +74,7 @@ backend = Backend(
     to_numpy=to_numpy,
     install="numpy",
     device_of=device_of,
+    is_contiguous=attrgetter("flags.c_contiguous"),
     size_of=attrgetter("size"),
     remembered=True,
     rng=rng,

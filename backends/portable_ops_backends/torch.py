@@ -114,6 +114,7 @@ backend = Backend(
     to_device=to_device,
     is_concrete=is_concrete,
     on_host=on_host,
+    is_contiguous=lambda array: array.is_contiguous(),
     size_of=size_of,
     remembered=True,
     is_traced="torch.compiler:is_dynamo_compiling",

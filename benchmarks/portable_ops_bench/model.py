@@ -50,6 +50,8 @@ class Cell(Struct, frozen=True):
         Whether the same inputs are read again and again, or others that no cache holds any more.
     start : {"resident", "host"}
         Whether the inputs lie on the device, or in the host's memory, from which the call must bring them.
+    layout : {"contiguous", "strided"}
+        The order of the inputs' elements in memory: C order, or its reverse (Fortran order), as those of ``x.T`` have.
     """
 
     case: str
@@ -62,6 +64,7 @@ class Cell(Struct, frozen=True):
     clock: str = "throughput"
     cache: str = "warm"
     start: str = "resident"
+    layout: str = "contiguous"
 
     @property
     def key(self) -> str:

@@ -28,6 +28,7 @@ from portable_ops_bench.measuring.guards import (
     check_parity,
     require_dtype,
     require_here,
+    require_layout,
     require_synchronised,
     require_threads,
     require_unchanged,
@@ -201,6 +202,7 @@ def measured(cell: Cell, benchmark: Any) -> Result:
     waits = is_asynchronous(BACKEND, cell.device)
     with surroundings(cell):
         prepared = prepare(cell, case, host, BACKEND)
+        require_layout(prepared.call, BACKEND, cell.layout)
         start = time.perf_counter()
         parts = parts_of(prepared.function())
         BACKEND.synchronize(*parts)

@@ -92,9 +92,9 @@ class Analysis:
         return [interval(resampled_medians(r.timings)) if r.timings else None for r in self.report.results]
 
     @cached_property
-    def _baselines(self) -> dict[tuple[str, str, str, str, str], float]:
+    def _baselines(self) -> dict[tuple[str, ...], float]:
         return {
-            (r.cell.case, r.cell.input, r.cell.dtype, r.cell.clock, r.cell.cache): r.timing.median
+            (r.cell.case, r.cell.input, r.cell.dtype, r.cell.clock, r.cell.cache, r.cell.layout): r.timing.median
             for r in self.report.results
             if r.timing is not None and r.cell.backend == BASELINE and r.cell.way == "definition"
         }
@@ -102,7 +102,7 @@ class Analysis:
     def speedup(self, result: Result) -> float | None:
         """How many times as fast as the standard definition on NumPy; None where either has no number."""
         cell, timing = result.cell, result.timing
-        median = self._baselines.get((cell.case, cell.input, cell.dtype, cell.clock, cell.cache))
+        median = self._baselines.get((cell.case, cell.input, cell.dtype, cell.clock, cell.cache, cell.layout))
         return median / timing.median if median is not None and timing is not None else None
 
     def measured(self, way: str | None = "dispatched") -> list[Result]:

@@ -15,19 +15,19 @@ from portable_ops_bench.inputs import OVERHEAD, drawn_input
 from portable_ops_bench.measuring.plan import BASELINE
 from portable_ops_bench.reporting.analysis import Analysis
 from portable_ops_bench.reporting.crossover import Crossover
-from portable_ops_bench.reporting.lineup import Setting
+from portable_ops_bench.reporting.lineup import KINDS, USUAL, Setting
 from portable_ops_bench.reporting.rows import Row, choices, contestants
 from portable_ops_bench.reporting.summary import about, headline_settings
 
 ROWS = "rows"
-CONTROLS = ("input", "operation", "dtype", "start", "clock", "cache", "baseline", "peers")
+CONTROLS = ("input", "operation", "dtype", "start", "clock", "cache", "layout", "baseline", "peers")
 SLANTED = {"left": 5, "top": 5, "bottom": 5, "right": 45}
 """Room for the name of the last column, which is slanted."""
 DEFINITION = f"{BASELINE}: definition"
 GREY = "#7b8794"
 """Can be read on light and dark alike."""
 DIMMED = "datum.doubt != ''"
-SETTING = ("dtype", "start", "clock", "cache")
+SETTING = ("dtype", "start", "clock", "cache", "layout")
 SAME_SETTING = " && ".join(f"datum.{name} == {name}" for name in SETTING)
 WITH_PEERS = "(peers == 'with' || datum.kind == 'dispatched')"
 
@@ -147,6 +147,7 @@ class Charts:
         data = [
             {
                 "operation": setting.operation, "dtype": setting.dtype, "start": setting.start,
+                "layout": setting.layout,
                 "name": f"{setting.operation}: {found.after} over {found.before}", "where": found.after.partition(": ")[0],
                 "size": found.size, "low": found.low or ends[0], "high": found.high or ends[1], "about": about(found),
                 "open": found.low is None or found.high is None,
@@ -154,12 +155,12 @@ class Charts:
             for setting in headline_settings(self.analysis)
             for found in advised(self.analysis, setting)
         ]  # fmt: skip
-        groups = [(row["dtype"], row["start"]) for row in data]
+        groups = [(row["dtype"], row["start"], row["layout"]) for row in data]
         most = max(map(groups.count, groups), default=1)
         base = (
             alt.Chart(alt.InlineData(values=data))
-            .add_params(*(alt.param(name=name, value=self.chosen[name]) for name in ("dtype", "start")))
-            .transform_filter("datum.dtype == dtype && datum.start == start")
+            .add_params(*(alt.param(name=name, value=self.chosen[name]) for name in ("dtype", "start", "layout")))
+            .transform_filter("datum.dtype == dtype && datum.start == start && datum.layout == layout")
             .encode(y=alt.Y("name:N", title=None, sort=None, axis=alt.Axis(labelLimit=330)), color=self.colour())
         )
         # The sizes measured, also where nothing is overtaken: a plot of nothing would have no extent.
@@ -197,10 +198,10 @@ class Charts:
             if found  # a plot of nothing would have no extent
         ]  # fmt: skip
         points = (
-            alt.Chart(alt.NamedData(ROWS))
+            self.base("layout")
             .transform_filter(
                 "datum.dtype == dtype && datum.kind == 'dispatched' && datum.start == 'resident' && datum.clock == 'throughput' "
-                f"&& datum.cache == 'warm' && datum.bytes > 0 && datum.input != '{drawn_input(OVERHEAD)}' && !datum.reference"
+                f"&& datum.cache == 'warm' && datum.layout == layout && datum.bytes > 0 && datum.input != '{drawn_input(OVERHEAD)}' && !datum.reference"
             )
             .mark_point(filled=True, size=48)
             .encode(
@@ -281,8 +282,9 @@ class Charts:
     def memory(self) -> Any:
         """The most memory that a call took beside its inputs, and how often that is what it must move."""
         base = (
-            self.base("input", "dtype")
-            .transform_filter("datum.input == input && datum.dtype == dtype && datum.peak != null && datum.start == 'resident'")
+            self.base("input", "dtype", "layout")
+            .transform_filter("datum.input == input && datum.dtype == dtype && datum.layout == layout && datum.peak != null "
+                              "&& datum.start == 'resident'")
             .transform_calculate(share="datum.peak / datum.bytes")
             .encode(
                 x=self.across(),
@@ -350,15 +352,11 @@ def tooltip() -> list[Any]:
 
 def defaults(analysis: Analysis, rows: list[Row]) -> dict[str, str]:
     """What the controls show first."""
-    operations = list(dict.fromkeys(row["operation"] for row in rows))
-    dtypes = [row["dtype"] for row in rows]
+    usual = {"operation": "mean_iou", "dtype": "float32", **dict(zip(KINDS, USUAL, strict=True))}
+    present = {name: list(dict.fromkeys(row[name] for row in rows)) for name in usual}
     return {
         "input": analysis.main_input or "",
-        "operation": "mean_iou" if "mean_iou" in operations else next(iter(operations), ""),
-        "dtype": "float32" if "float32" in dtypes else next(iter(dtypes), ""),
-        "start": "resident",
-        "clock": "throughput",
-        "cache": "warm",
+        **{name: value if value in present[name] else next(iter(present[name]), "") for name, value in usual.items()},
         "baseline": DEFINITION,
         "peers": "without",
     }
@@ -366,7 +364,7 @@ def defaults(analysis: Analysis, rows: list[Row]) -> dict[str, str]:
 
 def options(charts: Charts) -> dict[str, list[str]]:
     """What each control offers."""
-    found = {name: list(dict.fromkeys(row[name] for row in charts.rows)) for name in CONTROLS[:6]}
+    found = {name: list(dict.fromkeys(row[name] for row in charts.rows)) for name in CONTROLS[:-2]}
     present = dict.fromkeys(row["who"] for row in charts.rows)
     return found | {"baseline": sorted(present, key=lambda who: who != DEFINITION), "peers": ["without", "with"]}
 

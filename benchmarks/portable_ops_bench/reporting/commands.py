@@ -83,6 +83,7 @@ def which(
     clock: Annotated[
         str, typer.Option(help="throughput of calls that follow each other, or latency of one.")
     ] = "throughput",
+    layout: Annotated[str, typer.Option(help="contiguous arrays, or strided ones.")] = "contiguous",
 ) -> None:
     """Say which backend to use for an operation, a size and a dtype, from a stored report."""
     if not math.isfinite(size):
@@ -94,7 +95,7 @@ def which(
         )
     analysis = Analysis(_load(file))
     try:
-        found = answers(analysis, operation, int(size), dtype_of(dtype), start=start, clock=clock)
+        found = answers(analysis, operation, int(size), dtype_of(dtype), start=start, clock=clock, layout=layout)
     except ValueError as error:
         refuse(f"{file.name}: {error}")
     console = Console(soft_wrap=True)

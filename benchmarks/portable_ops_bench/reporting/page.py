@@ -23,13 +23,13 @@ from portable_ops_bench.reporting.analysis import Analysis
 from portable_ops_bench.reporting.charts import CONTROLS, Charts, options, specification
 from portable_ops_bench.reporting.rows import at_home, contestants, numbers, table_rows
 from portable_ops_bench.reporting.snippets import code, rerun
-from portable_ops_bench.reporting.summary import headline_settings, in_doubt, sentence, when
+from portable_ops_bench.reporting.summary import STRIDED, headline_settings, in_doubt, sentence, when
 from portable_ops_bench.reporting.tables import (
     FIT_COLUMNS,
     OVERHEAD_COLUMNS,
     crossover_rows,
     fit_rows,
-    grid,
+    grids,
     last_cache,
     overhead_rows,
 )
@@ -55,12 +55,12 @@ CHARTS = (
 )  # fmt: skip
 OPEN = Cell(
     case="", operation="{operation}", input="{input}", backend="{backend}", device="cpu", dtype="{dtype}", clock="{clock}",
-    cache="{cache}", start="{start}",
+    cache="{cache}", start="{start}", layout="{layout}",
 )  # fmt: skip
 """A cell with what differs from one to the next left open, for the page's script to fill in."""
 LABELS = {
     "input": "Input", "operation": "Operation", "dtype": "Dtype", "start": "Data starts", "clock": "Clock", "cache": "Cache",
-    "baseline": "Baseline", "peers": "Other libraries",
+    "layout": "Layout", "baseline": "Baseline", "peers": "Other libraries",
 }  # fmt: skip
 
 COLOURS = ((68, 84, 106), (42, 157, 143), (233, 196, 106), (231, 111, 81))
@@ -126,17 +126,21 @@ def has_numbers(name: str, analysis: Analysis, charts: Charts) -> bool:
 
 
 def verdict_groups(analysis: Analysis) -> list[dict[str, Any]]:
-    """The verdict's sentences, by where data starts; what each is about apart, to be set in bold."""
+    """The verdict's sentences, by where data starts and how it lies; what each is about apart, to be set in bold."""
     groups: dict[str, list[dict[str, str]]] = {}
     for setting in headline_settings(analysis):
         about, _, rest = sentence(analysis, setting).partition(": ")
         advised, _, details = rest.partition(". ")
-        about = about.partition(", data starting")[0]
-        groups.setdefault(setting.start, []).append(
+        about = about.partition(", data starting")[0].replace(f", {STRIDED}", "")
+        groups.setdefault(setting.start if setting.layout == "contiguous" else setting.layout, []).append(
             {"about": about, "use": advised[:1].upper() + advised[1:] + ".", "details": details}
         )
-    titles = {"resident": "Arrays already where they are used", "host": "Data starting on the host"}
-    return [{"title": titles.get(start, start), "sentences": sentences} for start, sentences in groups.items()]
+    titles = {
+        "resident": "Arrays already where they are used",
+        "host": "Data starting on the host",
+        "strided": "Strided arrays",
+    }
+    return [{"title": titles.get(kind, kind), "sentences": sentences} for kind, sentences in groups.items()]
 
 
 def codes(report: Report) -> dict[str, dict[str, str]]:
@@ -144,9 +148,10 @@ def codes(report: Report) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for result in report.results:
         cell = result.cell
-        kind = f"{cell.way}|{cell.start}"
+        kind = f"{cell.way}|{cell.start}|{cell.layout}"
         if kind not in found.setdefault(cell.operation, {}):
-            opened = replace(OPEN, case=cell.case, operation=cell.operation, way=cell.way, start=cell.start)
+            known = {name: getattr(cell, name) for name in ("case", "operation", "way", "start", "layout")}
+            opened = replace(OPEN, **known)
             found[cell.operation][kind] = code(opened)
     return found
 
@@ -183,16 +188,13 @@ def page(analysis: Analysis) -> str:
     }
     offered = options(charts)
     main = analysis.main_input
-    columns, rows = grid(analysis, main) if main is not None else ([], [])
     return surroundings.get_template("report.html.j2").render(
         report=report,
         environment=report.environment,
         last_cache=last_cache(report.environment),
         memory=f"{report.environment.memory_bytes / 2**30:.0f} GiB",
         verdicts=verdict_groups(analysis),
-        main_input=main,
-        grid_columns=columns,
-        grid_rows=rows,
+        grids=grids(analysis, main) if main is not None else [],
         controls=[
             {"name": name, "label": LABELS[name], "options": offered[name], "value": charts.chosen[name]}
             for name in CONTROLS

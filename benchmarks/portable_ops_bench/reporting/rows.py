@@ -8,11 +8,10 @@ from portable_ops.backend import registered_backends
 from portable_ops_bench.measuring.plan import BASELINE
 from portable_ops_bench.model import Report, Result
 from portable_ops_bench.reporting.analysis import Analysis
-from portable_ops_bench.reporting.lineup import is_reference, label, place
+from portable_ops_bench.reporting.lineup import KINDS, USUAL, is_reference, kinds_of, label, place, unusual
 from portable_ops_bench.reporting.summary import seconds, size_in_bytes, times
 
 Row = dict[str, Any]
-USUAL = ("throughput", "warm", "resident")
 
 
 def kind(result: Result) -> str:
@@ -25,7 +24,7 @@ def choices(analysis: Analysis) -> list[Row]:
     """What the cells with numbers have that can be chosen by, and their times."""
     return [
         {
-            **{name: getattr(r.cell, name) for name in ("operation", "input", "dtype", "start", "clock", "cache")},
+            **{name: getattr(r.cell, name) for name in ("operation", "input", "dtype", *KINDS)},
             "who": label(r.cell),
             "kind": kind(r),
             "median": r.timing.median,
@@ -87,7 +86,7 @@ def at_home(report: Report) -> list[int]:
         number
         for number, r in enumerate(report.results)
         if r.cell.backend == BASELINE
-        and (r.cell.clock, r.cell.cache, r.cell.start) == USUAL
+        and kinds_of(r.cell) == USUAL
         and (r.cell.case, r.cell.input, r.cell.dtype) in from_host
     ]
 
@@ -110,7 +109,7 @@ def table_rows(analysis: Analysis) -> list[Row]:
                 "input": cell.input,
                 "who": label(cell),
                 "dtype": cell.dtype,
-                "kind": " ".join(value for value in (cell.clock, cell.cache, cell.start) if value not in USUAL),
+                "kind": " ".join(unusual(cell)),
                 "kernel": result.kernel,
                 "median": digits(timing.median) if timing else "",
                 "time": seconds(timing.median) if timing else "",

@@ -120,11 +120,16 @@ def subject(setting: Setting, line: Line) -> str:
     return f"{name} on {given}"
 
 
+STRIDED = "strided arrays"
+
+
 def conditions(setting: Setting) -> str:
     """What is not as usual about a setting."""
     told = []
     if setting.start == "host":
         told.append("data starting on the host")
+    if setting.layout != "contiguous":
+        told.append(STRIDED)
     if setting.clock != "throughput":
         told.append("each call waited for")
     if setting.cache != "warm":
@@ -189,19 +194,19 @@ def at_largest(analysis: Analysis, setting: Setting, best: Line, largest: int) -
 
 
 def verdicts(analysis: Analysis) -> list[str]:
-    """A sentence for each operation, dtype and start, in the usual conditions where they were measured."""
+    """A sentence for each operation, dtype, start and layout, in the usual conditions where they were measured."""
     return [sentence(analysis, setting) for setting in headline_settings(analysis)]
 
 
 def headline_settings(analysis: Analysis) -> list[Setting]:
     """The settings that the verdict is about: throughput where it was measured, else latency; warm, else cold."""
-    usual: dict[tuple[str, str, str], Setting] = {}
+    usual: dict[tuple[str, ...], Setting] = {}
 
     def rank(setting: Setting) -> tuple[bool, bool]:
         return setting.clock != "throughput", setting.cache != "warm"
 
     for setting in analysis.advice:
-        key = (setting.case, setting.dtype, setting.start)
+        key = (setting.case, setting.dtype, setting.start, setting.layout)
         if key not in usual or rank(setting) < rank(usual[key]):
             usual[key] = setting
     return list(usual.values())

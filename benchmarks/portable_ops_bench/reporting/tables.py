@@ -14,7 +14,7 @@ from rich.text import Text
 from portable_ops_bench.model import Environment, Result
 from portable_ops_bench.reporting import noise
 from portable_ops_bench.reporting.analysis import Analysis
-from portable_ops_bench.reporting.lineup import label, place
+from portable_ops_bench.reporting.lineup import kinds_of, label, place
 from portable_ops_bench.reporting.summary import (
     about,
     cells,
@@ -36,6 +36,15 @@ def is_usual(result: Result) -> bool:
     return (cell.start, cell.clock, cell.cache) == ("resident", "throughput", "warm")
 
 
+def grids(analysis: Analysis, input_name: str) -> list[tuple[str, list[str], list[list[str]]]]:
+    """`grid` of each layout that was measured, with the input's name, and the layout's where it is not contiguous."""
+    layouts = dict.fromkeys(r.cell.layout for r in analysis.measured() if r.cell.input == input_name and is_usual(r))
+    return [
+        (input_name if layout == "contiguous" else f"{input_name}, {layout}", *grid(analysis, input_name, layout))
+        for layout in layouts
+    ]
+
+
 DOUBTED = " ?"
 
 
@@ -50,10 +59,12 @@ def _cell(result: Result | None, analysis: Analysis) -> str:
     return f"{seconds(result.timing.median)}{gain} ({result.parity.max_ulp:.1f} ulp){mark}"
 
 
-def grid(analysis: Analysis, input_name: str) -> tuple[list[str], list[list[str]]]:
+def grid(analysis: Analysis, input_name: str, layout: str = "contiguous") -> tuple[list[str], list[list[str]]]:
     """Columns and rows of operation × backend on one input: median time, speed-up, largest error, ``?`` if in doubt."""
     shown = [
-        r for r in analysis.report.results if r.cell.way == "dispatched" and r.cell.input == input_name and is_usual(r)
+        r
+        for r in analysis.report.results
+        if r.cell.way == "dispatched" and (r.cell.input, r.cell.layout) == (input_name, layout) and is_usual(r)
     ]
     columns = list(dict.fromkeys(place(result.cell) for result in shown))
     operations = list(dict.fromkeys((result.cell.operation, result.cell.dtype) for result in shown))
@@ -80,7 +91,7 @@ def fit_rows(analysis: Analysis) -> list[tuple[str, ...]]:
     """(operation, contestant, cost of a call, rate, half of it from, exponent, misfit), as the verdict's settings have them."""
     found: list[tuple[str, ...]] = []
     for setting in headline_settings(analysis):
-        if setting.start == "host":
+        if setting.start == "host" or setting.layout != "contiguous":
             continue
         for name in analysis.lines[setting]:
             fitted = analysis.fits.get((setting, name))
@@ -113,9 +124,11 @@ def print_report(analysis: Analysis, console: Console) -> None:
     for sentence in verdicts(analysis):
         console.print(f"- {sentence}", markup=False, highlight=False)
     if name is not None:
-        columns, rows = grid(analysis, name)
-        title = f"{name}: median time, speed-up over the standard definition on NumPy, largest error; ? is in doubt"
-        console.print(_table(title, ["operation", *columns], rows))
+        for shown, columns, rows in grids(analysis, name):
+            title = (
+                f"{shown}: median time, speed-up over the standard definition on NumPy, largest error; ? is in doubt"
+            )
+            console.print(_table(title, ["operation", *columns], rows))
         dtypes = sorted({result.cell.dtype for result in analysis.measured()})
         console.print(f"dtype: {', '.join(dtypes)}", markup=False)
     if analysis.overheads:
@@ -173,8 +186,8 @@ def markdown(analysis: Analysis, picture: str | None = None) -> str:
     if picture is not None:
         lines += [f"![Speed-up over the standard definition on NumPy]({picture})", ""]
     for name in dict.fromkeys(result.cell.input for result in analysis.measured() if is_usual(result)):
-        columns, rows = grid(analysis, name)
-        lines += [f"## {_plain(name)}", "", *_markdown_table(["operation", *columns], rows)]
+        for shown, columns, rows in grids(analysis, name):
+            lines += [f"## {_plain(shown)}", "", *_markdown_table(["operation", *columns], rows)]
     crossings = crossover_rows(analysis)
     if crossings:
         lines += ["## Where one overtakes another", ""]
@@ -222,4 +235,4 @@ def surroundings(environment: Environment) -> list[str]:
 def _named(analysis: Analysis, key: str) -> str:
     result = next(result for result in analysis.report.results if result.cell.key == key)
     cell = result.cell
-    return f"in doubt: {cell.operation}, {cell.input}, {label(cell)}, {cell.clock}, {cell.cache}, {cell.start}"
+    return f"in doubt: {', '.join([cell.operation, cell.input, label(cell), *kinds_of(cell)])}"

@@ -53,18 +53,25 @@ class Answer(Struct, frozen=True):
 
 
 def which(
-    analysis: Analysis, operation: str, size: int, dtype: str, *, start: str = "resident", clock: str = "throughput"
+    analysis: Analysis,
+    operation: str,
+    size: int,
+    dtype: str,
+    *,
+    start: str = "resident",
+    clock: str = "throughput",
+    layout: str = "contiguous",
 ) -> list[Answer]:
     """An answer for each case of the operation that the report has in these conditions; warm where there is a choice.
 
     Raises
     ------
     ValueError
-        The report has no such operation or case, or not in this dtype, start or clock; the message says what it has.
+        The report has no such operation or case, or not in this dtype, start, clock or layout; the message says what it has.
     """
     found = list(analysis.lines)
     found = _with(found, "operation", [s for s in found if operation in (s.operation, s.case)], operation, "operation")
-    for field, wanted in (("dtype", dtype), ("start", start), ("clock", clock)):
+    for field, wanted in (("dtype", dtype), ("start", start), ("clock", clock), ("layout", layout)):
         found = _with(found, field, [s for s in found if getattr(s, field) == wanted], wanted, field)
     warmest: dict[str, Setting] = {}
     for setting in sorted(found, key=lambda s: s.cache != "warm"):

@@ -16,6 +16,7 @@ function cellOf(row) {
   const kinds = text(row, "kind").split(" "), among = (values, usual) => values.find(one => kinds.includes(one)) ?? usual;
   return { operation: text(row, "operation"), input: text(row, "input"), who: text(row, "where"), dtype: text(row, "dtype"),
     clock: among(["latency"], "throughput"), cache: among(["cold"], "warm"), start: among(["host"], "resident"),
+    layout: among(["strided"], "contiguous"),
     ...data.contestants[text(row, "where")] };
 }
 const bounds = { b: "bytes", e: "exps", f: "flops" };
@@ -116,7 +117,7 @@ rows.forEach((row, i) => {
     const [size, rest] = cell.input.split(" "), input = rest === "elements" ? " --synthetic --sizes " + size : " --real";
     document.getElementById("cell-title").textContent = cell.operation + ", " + cell.who;
     document.getElementById("cell-what").textContent = about.map(name => text(row, name)).filter(Boolean).join(" · ");
-    document.getElementById("cell-code").textContent = filled(data.codes[cell.operation][cell.way + "|" + cell.start], cell);
+    document.getElementById("cell-code").textContent = filled(data.codes[cell.operation][[cell.way, cell.start, cell.layout].join("|")], cell);
     document.getElementById("cell-rerun").textContent = filled(data.rerun, cell) + input;
     dialog.showModal();
   });
