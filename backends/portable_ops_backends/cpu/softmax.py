@@ -23,7 +23,7 @@ from portable_ops_backends.cpu.arithmetic import (
 )
 from portable_ops_backends.cpu.compiling import compiled
 from portable_ops_backends.cpu.halves import as_number, as_stored
-from portable_ops_backends.cpu.layout import Array, along
+from portable_ops_backends.cpu.layout import Array, along, readonly, reordered
 from portable_ops_backends.cpu.threads import run_in_parts
 
 SOFTMAX, LOG_SOFTMAX, LOGSUMEXP = range(3)
@@ -40,7 +40,7 @@ BLOCK_BYTES = 2**17
 SHORT_SUM = 32
 """Entries of a column that are added one after the other."""
 
-SMALLEST_PART = 2**16
+SMALLEST_PART = 2**18
 
 
 @compiled
@@ -314,7 +314,7 @@ def joined(x: Array, axis: int, form: int, bfloat: bool = False) -> Array:
             _columns(arranged, out, form, bfloat, np.empty((n, width), real), start, stop)
 
         run_in_parts(columns, outer * inner, max(1, SMALLEST_PART // n))
-    return made.transpose(np.argsort(order))
+    return reordered(made, order)
 
 
 def softmax(x: Array, /, *, axis: int = -1, where: None = None) -> Array:
