@@ -23,7 +23,7 @@ from portable_ops_backends.cpu.arithmetic import (
 )
 from portable_ops_backends.cpu.compiling import compiled
 from portable_ops_backends.cpu.halves import as_number, as_stored
-from portable_ops_backends.cpu.layout import Array, along, readonly, reordered
+from portable_ops_backends.cpu.layout import Array, along, reordered
 from portable_ops_backends.cpu.threads import run_in_parts
 
 SOFTMAX, LOG_SOFTMAX, LOGSUMEXP = range(3)
