@@ -174,8 +174,10 @@ def _focused(xp: Namespace, logs: Array, gamma: float) -> Array:
     """``-(1 - p) ** gamma * log p`` of logarithms."""
     if not gamma:
         return -logs
-    if gamma >= 2:  # rounding may leave a logarithm a little above 0
-        return -logs * xp.abs(xp.expm1(logs)) ** gamma
+    if gamma >= 2:
+        # Rounding may leave a logarithm a little above 0, and numbers below 0 have no powers but whole ones.
+        missing = xp.expm1(logs)
+        return -logs * (missing if gamma % 2 == 0 else xp.abs(missing)) ** gamma
     # Of 0, a power below 1 has no gradient, nor that below 2 a second; and where p is 1, its logarithm is 0 anyway.
     missing = -xp.expm1(logs)
     some = missing > 0
