@@ -142,7 +142,7 @@ def problem(
 ) -> tuple[Problem, tuple[int, ...]]:
     """The problem, and the order of axes in which it has the elements. Halves may come as their bits, if not as weights."""
     order = memory_order(logits)
-    x, t = (np.ascontiguousarray(array.transpose(order)).reshape(-1) for array in (logits, target))
+    x, t = logits.transpose(order).reshape(-1), target.transpose(order).reshape(-1)
     real = np.dtype(np.float32) if logits.dtype.itemsize == 2 else logits.dtype
 
     def factors(given: Array | None) -> Array:
@@ -185,17 +185,6 @@ def solve(given: Problem, losses: Array, slopes: Array) -> Array:
     run_in_parts(work, given.logits.size, SMALLEST_PART)
     result: Array = sums.reshape(-1, 3).sum(axis=0)
     return result
-
-
-def scaled(slopes: Array, factor: float) -> Array:
-    """What `solve` has made times a number, in its place."""
-    flat = slopes.transpose(memory_order(slopes)).reshape(-1)
-
-    def work(part: int, start: int, stop: int) -> None:
-        np.multiply(flat[start:stop], factor, out=flat[start:stop])
-
-    run_in_parts(work, flat.size, 4 * SMALLEST_PART)
-    return slopes
 
 
 def binary_cross_entropy(

@@ -85,7 +85,7 @@ def _rows(x: Array, axes: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, 
 
 
 def _as_rows(x: Array, order: tuple[int, ...], n: int) -> Array:
-    return readonly(_plain(np.ascontiguousarray(x.transpose(order)).reshape(-1, n)))
+    return readonly(_plain(x.transpose(order).reshape(-1, n)))
 
 
 def dice_sums(pred: Array, target: Array, axes: tuple[int, ...], bfloat: bool = False) -> tuple[Array, Array]:

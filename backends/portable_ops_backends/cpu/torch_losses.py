@@ -212,8 +212,11 @@ class _BinaryCrossEntropy(torch.autograd.Function):
                 ).slopes
         if reduction != "none":
             factor = up.item() / ctx.divisor if ctx.divisor else 0.0
-            with at_most(torch.get_num_threads()):
-                made = torch.from_numpy(binary.scaled(slopes.numpy(), factor))
+            if slopes.numel() < binary.SMALLEST_PART:  # not worth waking up torch's threads
+                np.multiply(slopes.numpy(), factor, out=slopes.numpy())
+                made = slopes
+            else:
+                made = slopes.mul_(factor)
         elif ignore_index is None:
             made = slopes.mul_(up)
         else:  # what is ignored has no gradient, whatever arrives
