@@ -28,7 +28,7 @@ from portable_ops_backends.cpu.threads import run_in_parts
 
 SOFTMAX, LOG_SOFTMAX, LOGSUMEXP = range(3)
 
-SHORTEST_ROW = 64
+SHORTEST_ROW = 48
 """Shorter rows are done as columns of a block, whose length does not depend on theirs."""
 
 SHORTEST_PIECE = 64
@@ -284,7 +284,9 @@ def _columns(x: Array, out: Array, form: int, bfloat: bool, block: Array, start:
 
 def columns_of_block(n: int, itemsize: int) -> int:
     """How many columns of `n` entries fit into a block: no fewer than a few lines of memory."""
-    return max(64, min(4096, BLOCK_BYTES // (n * itemsize)) // 16 * 16)
+    lines = max(4, min(256, BLOCK_BYTES // (n * itemsize) // 16))
+    # An odd number of 16 entries: entries of a column that lie a power of two apart would share a few places of a cache.
+    return 16 * (lines - 1 + lines % 2)
 
 
 def joined(x: Array, axis: int, form: int, bfloat: bool = False) -> Array:
