@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 
 pytest.importorskip("altair", reason="the extra bench is not installed")
 
+from browsing import chromium
 from made_reports import HOSTILE, hostile_report, small_report
 from portable_ops_bench.reporting import page
 from portable_ops_bench.reporting.analysis import Analysis
@@ -25,18 +25,8 @@ def analysis() -> Analysis:
 
 @pytest.fixture
 def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
-        pytest.skip("no Chromium on this machine")
-    flags = (
-        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-        "--disable-component-update --disable-sync"
-    )
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=found, args=flags.split())
-        yield opened
-        opened.close()
+    with chromium() as running:
+        yield running
 
 
 class Shown:

@@ -237,7 +237,11 @@ def test_the_real_library_has_what_is_asked_of_it(monkeypatch: pytest.MonkeyPatc
     assert all(getattr(real, name) == getattr(Driver, name) for name in nvidia.SLOWDOWNS)
     # A driver that is not there, or a library that is not installed, tells nothing.
     nvidia._library.cache_clear()
-    monkeypatch.setattr(real, "nvmlInit", lambda: 1 / 0)
+
+    def without_a_driver() -> None:
+        raise real.NVMLError(real.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    monkeypatch.setattr(real, "nvmlInit", without_a_driver)
     assert nvidia.state_of("cuda:0") is None
     nvidia._library.cache_clear()
     monkeypatch.setitem(sys.modules, nvidia.MODULE, None)

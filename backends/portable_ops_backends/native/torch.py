@@ -110,8 +110,7 @@ def traced_cross_entropy(
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
     reduction: str = "mean",
-    from_logits: bool = True,
-    eps: float | None = None,
+    **others: object,
 ) -> Tensor:
     """The same where no value can be looked at: a label out of range makes the loss nan.
 
@@ -135,11 +134,9 @@ def cross_entropy_of_probabilities(
     *,
     class_axis: int | None = None,
     weight: Tensor | None = None,
-    ignore_index: int | None = None,
     label_smoothing: float = 0.0,
     reduction: str = "mean",
-    from_logits: bool = True,
-    eps: float | None = None,
+    **others: object,
 ) -> Tensor:
     """See `portable_ops.cross_entropy`; of class probabilities."""
     scores, torch_weight = _in_torch_order(logits, class_axis, weight)

@@ -86,7 +86,7 @@ def accelerators() -> list[str]:
         elif "jax" in sys.modules:
             devices = sys.modules["jax"].devices()
             names = [device.device_kind for device in devices if device.platform != "cpu"]
-    except Exception:  # a library without its driver: no accelerator that could be named
+    except RuntimeError:  # what all of them raise without a driver: no accelerator that could be named
         return []
     version = nvidia.driver() if names else None
     return [f"{name}, driver {version}" if version else name for name in names]

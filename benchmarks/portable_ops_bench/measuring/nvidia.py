@@ -33,8 +33,11 @@ def _library() -> Any:
     """The driver's library, or None where there is none."""
     try:
         library = import_module(MODULE)
+    except ImportError:
+        return None
+    try:
         library.nvmlInit()
-    except Exception:  # not installed, no driver, or one that does not answer: all of them tell nothing
+    except library.NVMLError:  # no driver, or one that does not answer
         return None
     return library
 
