@@ -80,6 +80,17 @@ def test_what_is_ignored_has_no_gradient_whatever_arrives() -> None:
 
 
 @pytest.mark.of_backend("torch")
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("up", [float("nan"), float("inf")])
+def test_what_is_ignored_has_no_gradient_if_the_loss_has_none_that_is_finite(reduction: str, up: float) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    z, loss = _loss(torch, reduction)
+    (made,) = torch.autograd.grad(loss, z, torch.tensor(up, dtype=loss.dtype))
+    assert (made[0, ::3] == 0).all()
+    assert not made[0, 1::3].isfinite().any()
+
+
+@pytest.mark.of_backend("torch")
 @pytest.mark.parametrize("axis", [None, 0, -1, (0, 2, 3), (2, 3), (1, 3)])
 @pytest.mark.parametrize("layout", ["contiguous", "channels last", "transposed"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

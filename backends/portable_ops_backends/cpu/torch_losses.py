@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import array_api_compat.torch as xp
@@ -210,15 +211,14 @@ class _BinaryCrossEntropy(torch.autograd.Function):
                 slopes = _binary_losses(
                     logits, target, weight, pos_weight, ignore_index, reduction, with_slopes=True
                 ).slopes
-        if reduction != "none":
-            factor = up.item() / ctx.divisor if ctx.divisor else 0.0
-            if slopes.numel() < binary.SMALLEST_PART:  # not worth waking up torch's threads
-                np.multiply(slopes.numpy(), factor, out=slopes.numpy())
-                made = slopes
-            else:
-                made = slopes.mul_(factor)
-        elif ignore_index is None:
-            made = slopes.mul_(up)
-        else:  # what is ignored has no gradient, whatever arrives
-            made = torch.where(slopes == 0, slopes, slopes * up)
+        factor: Any = up if reduction == "none" else up.item() / ctx.divisor if ctx.divisor else 0.0
+        if ignore_index is not None and (reduction == "none" or not math.isfinite(factor)):
+            made = torch.where(
+                slopes == 0, slopes, slopes * factor
+            )  # what is ignored has no gradient, whatever arrives
+        elif reduction != "none" and slopes.numel() < binary.SMALLEST_PART:  # not worth waking up torch's threads
+            np.multiply(slopes.numpy(), factor, out=slopes.numpy())
+            made = slopes
+        else:
+            made = slopes.mul_(factor)
         return made.to(logits.dtype), *rest
