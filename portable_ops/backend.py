@@ -184,7 +184,7 @@ class Backend:
     is_reference: bool = False
     register_container: Callable[..., None] | None = None
     dtypes: tuple[str, ...] = ("float32", "float64")
-    longest_sum: int = 512
+    longest_sum: int = 128
     detached: Callable[[Array], Array] = lambda array: array
     fence: Callable[[Array], Array] = lambda array: array
     kernels: Mapping[str, tuple[Kernel, ...]] = field(default_factory=lambda: _NOTHING)

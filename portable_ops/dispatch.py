@@ -139,8 +139,14 @@ def operation(
                 if len(args) > count:
                     options = args[count:]
                     key = (key, options, type(options[0])) if len(options) == 1 else (key, options, *map(type, options))
-                if kwargs:
+                if len(kwargs) == 1:
+                    (option,) = kwargs.items()
+                    kind = type(option[1])
+                    key = (key, option, *map(type, option[1])) if kind is tuple else (key, option, kind)
+                elif kwargs:
                     key = key, *kwargs.items(), *map(type, kwargs.values())
+                    if type(axis := kwargs.get("axis")) is tuple:
+                        key = key, *map(type, axis)
                 plan = plans.get(key)
             except _NOT_TO_BE_REMEMBERED:
                 key = plan = None
@@ -248,8 +254,10 @@ _NOT_TO_BE_REMEMBERED = AttributeError, IndexError, RuntimeError, TypeError, Val
 def _may_be_kept(args: tuple[Any, ...], kwargs: dict[str, Any], count: int) -> bool:
     """Whether sizes and options are plain; torch also takes tensors for them, which are hashable, and would be kept alive."""
     sizes = {type(size) for array in args[:count] for size in array.shape}
-    options = {type(value) for value in (*args[count:], *kwargs.values())}
-    return sizes <= {int} and options <= {bool, int, float, str, type(None)}
+    axis = kwargs.get("axis")
+    options = (*args[count:], *(value for name, value in kwargs.items() if name != "axis"))
+    options = (*options, *(axis if type(axis) is tuple else (axis,)))
+    return sizes <= {int} and set(map(type, options)) <= {bool, int, float, str, type(None)}
 
 
 def _plan(op: Operation, route: Route, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:

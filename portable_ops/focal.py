@@ -139,22 +139,22 @@ def focal_loss(
         t = t if ignored is None else xp.where(ignored, 0.0, t)
         loss = _sigmoid_losses(xp, z, t, w, axis, gamma, alpha)
         return _kept(xp, loss, None, ignored, reduction, dtype)
-    wide = widened(xp, target)
     ignored = ignored_labels(xp, target, ignore_index)
     if activation == "sigmoid":
         checked = values_are_at_hand(target)
         if checked:
             require_in_range(xp, "target", target, z.shape[axis], None if ignored is None else ~ignored)
-        t = one_hot(xp, wide, z.shape[axis], axis, z.dtype, checked=checked)
+        t = one_hot(xp, widened(xp, target), z.shape[axis], axis, z.dtype, checked=checked)
         everywhere = None if ignored is None else xp.broadcast_to(xp.expand_dims(ignored, axis=axis), z.shape)
         t = t if everywhere is None else xp.where(everywhere, 0.0, t)
         loss = _sigmoid_losses(xp, z, t, w, axis, gamma, alpha)
         return _kept(xp, loss, None, everywhere, reduction, dtype)
     # It refuses labels that name no class, or makes nan of them.
     missed = cross_entropy(z, target, class_axis=axis, ignore_index=ignore_index, reduction="none")
-    loss = _focused(xp, -missed, gamma)
+    loss = _focused(xp, missed, gamma)
     if w is None:
         return _kept(xp, loss, None, ignored, reduction, dtype)
+    wide = widened(xp, target)
     index = xp.where(in_range(wide, z.shape[axis]), wide, 0)
     weights = xp.reshape(xp.take(w, xp.reshape(index, (-1,))), index.shape)
     return _kept(xp, loss * weights, weights, ignored, reduction, dtype)
@@ -170,23 +170,22 @@ def _kept(
     return returned(xp, reduced(xp, loss, weights, reduction), dtype)
 
 
-def _focused(xp: Namespace, logs: Array, gamma: float) -> Array:
-    """``-(1 - p) ** gamma * log p`` of logarithms."""
+def _focused(xp: Namespace, missed: Array, gamma: float) -> Array:
+    """``(1 - p) ** gamma * missed`` of ``missed = -log p``."""
     if not gamma:
-        return -logs
+        return missed
+    missing = 1 - xp.exp(-missed)
     if gamma >= 2:
         # Rounding may leave a logarithm a little above 0, and numbers below 0 have no powers but whole ones.
-        missing = xp.expm1(logs)
-        return -logs * (missing if gamma % 2 == 0 else xp.abs(missing)) ** gamma
+        return missed * (missing if gamma % 2 == 0 else xp.abs(missing)) ** gamma
     # Of 0, a power below 1 has no gradient, nor that below 2 a second; and where p is 1, its logarithm is 0 anyway.
-    missing = -xp.expm1(logs)
     some = missing > 0
-    return xp.where(some, -logs * xp.where(some, missing, 1.0) ** gamma, 0.0 * logs)
+    return xp.where(some, missed * xp.where(some, missing, 1.0) ** gamma, 0.0 * missed)
 
 
 def _softmax_losses(xp: Namespace, z: Array, t: Array, w: Array | None, axis: int, gamma: float) -> Array:
     share = t if w is None else t * along(xp, w, axis, z.ndim)
-    return summed(xp, product(xp, share, _focused(xp, log_softmax(z, axis=axis), gamma)), axis)
+    return summed(xp, product(xp, share, _focused(xp, -log_softmax(z, axis=axis), gamma)), axis)
 
 
 def _sigmoid_losses(

@@ -37,7 +37,7 @@ def test_a_call_is_remembered_once(checked: dict[Any, Any]) -> None:
         po.dice_coefficient(P, T, axis=(0, 1))
         po.confusion_matrix(LABELS, LABELS, 2)
         po.cross_entropy(P, LABELS[:2], weight=np.ones(2))
-    assert len(checked) == 3  # none with a tuple or an array among the options
+    assert len(checked) == 4  # none with an array among the options
 
 
 @pytest.mark.parametrize(
@@ -49,6 +49,11 @@ def test_a_call_is_remembered_once(checked: dict[Any, Any]) -> None:
         (lambda: po.dice_coefficient(P, T, axis=1), lambda: po.dice_coefficient(P, T, axis=True), TypeError),  # type: ignore[arg-type]
         (lambda: po.dice_coefficient(P, T, axis=1), lambda: po.dice_coefficient(P, T, axis=1.0), TypeError),  # type: ignore[arg-type]
         (lambda: po.dice_coefficient(P, T, axis=(0, 1)), lambda: po.dice_coefficient(P, T, axis=(0, True)), TypeError),
+        (
+            lambda: po.dice_coefficient(P, T, axis=(0, 1), smooth=1.0),
+            lambda: po.dice_coefficient(P, T, axis=(0, True), smooth=1.0),
+            TypeError,
+        ),
         (lambda: po.dice_coefficient(P, T, axis=1), lambda: po.dice_coefficient(P, T, smooth=1, axis=[1]), TypeError),  # type: ignore[arg-type]
         (lambda: po.confusion_matrix(LABELS, LABELS, 2), lambda: po.confusion_matrix(LABELS, LABELS, 2.0), TypeError),  # type: ignore[arg-type]
         (

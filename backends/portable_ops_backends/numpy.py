@@ -45,7 +45,7 @@ def uniform(generator: Any, shape: tuple[int, ...], dtype: Any, device: Any = No
 def _numba(
     module: str,
     function: str,
-    why_never: Callable[..., str | None] | None,
+    why_never: Callable[..., str | None],
     why_not: Callable[..., str | None] = always,
     smallest: int = availability.SMALLEST,
 ) -> Kernel:
@@ -90,7 +90,9 @@ backend = Backend(
         "binary_cross_entropy": (
             _numba("binary_cross_entropy", "binary_cross_entropy", availability.why_not_binary_cross_entropy),
         ),
-        "dice_coefficient": (_numba("dice", "dice_coefficient", None, availability.why_not_dice),),
+        "dice_coefficient": (
+            _numba("dice", "dice_coefficient", availability.why_not_dice, availability.why_not_scattered_dice),
+        ),
         "scaled_dot_product_attention": (
             _numba(
                 "attention",

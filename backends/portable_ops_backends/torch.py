@@ -126,5 +126,6 @@ backend = Backend(
     jit=jit,
     grad=grad,
     dtypes=("float16", "bfloat16", "float32", "float64"),
+    longest_sum=512,
     kernels=kernels,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,6 +12,15 @@ from portable_ops.routes import kind_of
 from portable_ops_backends.cpu import availability
 from portable_ops_backends.cuda import availability as on_cuda
 from portable_ops_backends.torch_tensors import is_concrete, on_host
+
+LONGEST_SUM = 2**9
+"""What torch is given to add one after the other."""
+
+MOST_PIECES = 8
+"""In how many pieces of memory numbers may lie that torch is given to add: sums of pieces it adds one after the other."""
+
+SMALLEST_GRADIENT = 2**18
+"""Elements from which on a kernel's gradient makes up for what a `torch.autograd.Function` in Python costs."""
 
 
 def why_never_elementwise(x: Any, /) -> str | None:
@@ -24,8 +34,8 @@ def why_never_softmax(x: Any, /, *, axis: Any = -1, where: Any = None) -> str | 
         return "torch has no where="
     if type(axis) is not int:
         return "torch takes one axis"
-    if axis != -1 and x.shape[axis] > 2**12 and axis != x.ndim - 1:
-        # Beside the last axis torch adds one after the other: 1594 ULP were seen for 2**18 numbers.
+    if axis != -1 and x.shape[axis] > LONGEST_SUM and axis != x.ndim - 1:
+        # Beside the last axis torch adds one after the other: 505 ULP were seen for 2**12 numbers.
         return "torch loses digits in so long a sum"
     return None if x.is_floating_point() else why_never_elementwise(x)
 
@@ -41,12 +51,17 @@ def why_never_logsumexp_of_halves(
     """torch takes no mask."""
     if where is not None:
         return "torch has no where="
+    if type(axis) is tuple and len(axis) > 1 and math.prod([x.shape[one] for one in axis]) > LONGEST_SUM:
+        # What does not lie in one piece of memory is added one after the other: 1074 eps were seen for (2, 19, 512, 512).
+        return "torch loses digits in so long a sum over several axes"
     return None if x.is_floating_point() else why_never_elementwise(x)
 
 
 def why_never_logsumexp(x: Any, /, *, axis: Any = -1, keepdims: bool = False, where: Any = None) -> str | None:
     """Halves are computed in float32."""
-    return "halves are converted first" if kind_of(x) == "half" else why_never_logsumexp_of_halves(x, where=where)
+    if kind_of(x) == "half":
+        return "halves are converted first"
+    return why_never_logsumexp_of_halves(x, axis=axis, where=where)
 
 
 def why_not_at_hand(x: Any, other: Any, /, *args: Any, **options: Any) -> str | None:
@@ -99,6 +114,47 @@ def why_never_binary_cross_entropy(
     if not from_logits:
         return "torch takes logits"
     return "torch ignores no index" if ignore_index is not None else why_never_elementwise(logits)
+
+
+def why_never_focal_loss(
+    logits: Any,
+    target: Any,
+    /,
+    *,
+    gamma: float = 2.0,
+    activation: str = "softmax",
+    weight: Any = None,
+    **options: Any,
+) -> str | None:
+    """torch's cross-entropy and three steps more."""
+    if activation != "softmax" or target.ndim == logits.ndim:
+        return "not of class indices with softmax"
+    if weight is not None or not gamma or gamma % 2:
+        return "a weight, or a gamma that is not even"
+    if kind_of(logits) == "half":
+        return "halves are converted first"
+    if logits.numel() >= availability.smallest_beside_torch("cross_entropy"):
+        return "the definition's cross-entropy has a faster kernel"
+    return why_never_elementwise(logits) if logits.numel() else "size 0"
+
+
+def why_never_dice(pred: Any, target: Any, /, **options: Any) -> str | None:
+    """Sums in the dtype of both."""
+    if kind_of(pred) == "half" or target.dtype != pred.dtype:
+        return "halves, or another dtype than that of pred, are converted first"
+    return why_never_elementwise(pred)
+
+
+def why_not_dice(pred: Any, target: Any, /, *, axis: Any = None, **options: Any) -> str | None:
+    """Whether something is empty is looked at."""
+    reason = why_not_at_hand(pred, target)
+    if reason is not None:
+        return reason
+    for x in (pred, target):
+        count, size = availability.summed_sizes(x, axis)
+        if count > LONGEST_SUM and count > MOST_PIECES * size:
+            return f"torch loses digits in a sum of more than {MOST_PIECES} pieces of memory"
+    return None
 
 
 def why_never_attention(query: Any, key: Any, value: Any, /, *, dropout_p: float = 0.0, **options: Any) -> str | None:
@@ -177,12 +233,10 @@ def why_not_cuda(pred: Any, target: Any, /, *args: Any, **options: Any) -> str |
 def _why_not_memory(*tensors: Any) -> str | None:
     """Reason why a host kernel cannot read the tensors' memory, or need not look at it."""
     torch = sys.modules["torch"]
-    if torch.compiler.is_compiling():
+    if not is_concrete(*tensors):
         return "traced: host kernels need values"
     for x in tensors:
-        if not is_concrete(x):
-            return "traced: host kernels need values"
-        if not on_host(x):
+        if not x.is_cpu:
             return "not on the host"
         if type(x) not in (torch.Tensor, torch.nn.Parameter) or x.layout is not torch.strided or x.is_neg():
             return "not plain memory"
@@ -218,8 +272,11 @@ def why_not_numba_dice(
     pred: Any, target: Any, /, *, axis: Any = None, smooth: float = 0.0, absent: float = 1.0
 ) -> str | None:
     """Host kernels read memory."""
+    asks_gradient = (pred.requires_grad or target.requires_grad) and sys.modules["torch"].is_grad_enabled()
+    if asks_gradient and pred.numel() < SMALLEST_GRADIENT:
+        return f"torch is faster with gradients of fewer than {SMALLEST_GRADIENT} elements"
     reason = _why_not_memory(pred, target)
-    return availability.why_not_dice(pred, target, axis=axis) if reason is None else reason
+    return availability.why_not_scattered_dice(pred, target, axis=axis) if reason is None else reason
 
 
 def why_not_numba_cross_entropy(
@@ -251,9 +308,16 @@ def _activation(function: str, numba: Asked, *own: Kernel) -> tuple[Kernel, ...]
     return (_numba("torch_activations", function, numba, why_not_without_gradient), *own)
 
 
-def _native(function: str, why_never: Asked, why_not: Asked = always, *, traceable: bool = True) -> Kernel:
-    path = f"portable_ops_backends.native.torch:{function}"
+def _native(
+    function: str, why_never: Asked, why_not: Asked = always, *, traceable: bool = True, module: str = "torch"
+) -> Kernel:
+    path = f"portable_ops_backends.native.{module}:{function}"
     return Kernel(name="torch", function=path, why_never=why_never, why_not=why_not, traceable=traceable)
+
+
+def _native_loss(function: str, why_never: Asked, why_not: Asked) -> Kernel:
+    """One that looks at values."""
+    return _native(function, why_never, why_not, traceable=False, module="torch_losses")
 
 
 def _counting(function: str) -> tuple[Kernel, ...]:
@@ -294,14 +358,9 @@ kernels: Mapping[str, tuple[Kernel, ...]] = {
     ),
     "cross_entropy": (
         _numba("torch_losses", "cross_entropy", availability.why_not_cross_entropy, why_not_numba_cross_entropy),
-        _native("cross_entropy", why_never_cross_entropy, why_not_raising, traceable=False),
-        _native("traced_cross_entropy", why_never_cross_entropy),
-        _native(
-            "cross_entropy_of_probabilities",
-            why_never_cross_entropy_of_probabilities,
-            why_not_at_hand,
-            traceable=False,
-        ),
+        _native_loss("cross_entropy", why_never_cross_entropy, why_not_raising),
+        _native("traced_cross_entropy", why_never_cross_entropy, module="torch_losses"),
+        _native_loss("cross_entropy_of_probabilities", why_never_cross_entropy_of_probabilities, why_not_at_hand),
     ),
     "binary_cross_entropy": (
         _numba(
@@ -310,9 +369,13 @@ kernels: Mapping[str, tuple[Kernel, ...]] = {
             availability.why_not_binary_cross_entropy,
             why_not_numba_binary_cross_entropy,
         ),
-        _native("binary_cross_entropy", why_never_binary_cross_entropy, why_not_at_hand, traceable=False),
+        _native_loss("binary_cross_entropy", why_never_binary_cross_entropy, why_not_at_hand),
     ),
-    "dice_coefficient": (_numba("torch_dice", "dice_coefficient", None, why_not_numba_dice),),
+    "focal_loss": (_native_loss("focal_loss", why_never_focal_loss, why_not_raising),),
+    "dice_coefficient": (
+        _numba("torch_dice", "dice_coefficient", availability.why_not_dice, why_not_numba_dice),
+        _native_loss("dice_coefficient", why_never_dice, why_not_dice),
+    ),
     "scaled_dot_product_attention": (
         _native("plain_attention", why_never_plain_attention, why_not_plain_attention),
         _native("scaled_dot_product_attention", why_never_attention, why_not_attention),

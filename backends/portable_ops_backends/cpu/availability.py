@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -39,7 +39,6 @@ _SMALLEST_BESIDE_TORCH = {
     "sigmoid": 2**23,
     "log_sigmoid": 2**20,
     "cross_entropy": 2**21,
-    "dice_coefficient": 3 * 2**18,
 }
 
 
@@ -135,10 +134,12 @@ def why_not_dice(
     names = dtype_name(pred.dtype), dtype_name(target.dtype)
     if not all(name in FLOATS or name in LABELS for name in names):
         return f"{' and '.join(names)} have no kernel"
-    if {"float16", "bfloat16"} <= set(names):
-        return "float16 beside bfloat16"
-    # The innermost axes of memory that are summed over make the rows of which the kernel needs long ones.
-    return None if innermost_size(pred, axis) >= SHORTEST_SUM else "what is summed does not lie in one piece of memory"
+    return "float16 beside bfloat16" if {"float16", "bfloat16"} <= set(names) else None
+
+
+def why_not_scattered_dice(pred: Any, target: Any, /, *, axis: Any = None, **options: Any) -> str | None:
+    """The innermost axes of memory that are summed over make the rows of which the kernel needs long ones."""
+    return None if summed_sizes(pred, axis)[1] >= SHORTEST_SUM else "what is summed does not lie in one piece of memory"
 
 
 def why_not_attention(
@@ -178,13 +179,19 @@ def why_not_masked_attention(
     return None
 
 
-def innermost_size(x: Any, axis: Any) -> int:
-    """How many elements are summed together that lie in one piece of memory, axes before which may be summed too."""
-    axes = range(x.ndim) if axis is None else {one % x.ndim for one in ((axis,) if type(axis) is int else axis)}
+def summed_sizes(x: Any, axis: Any) -> tuple[int, int]:
+    """How many elements are summed together, and how many of these lie in one piece of memory, axes before being summed too."""
     strides = x.stride() if callable(getattr(x, "stride", None)) else x.strides
+    return _summed_sizes(tuple(x.shape), strides, axis)
+
+
+@lru_cache(2**12)
+def _summed_sizes(shape: tuple[int, ...], strides: tuple[int, ...], axis: Any) -> tuple[int, int]:
+    ndim = len(shape)
+    axes = range(ndim) if axis is None else [one % ndim for one in ((axis,) if isinstance(axis, int) else axis)]
     size = 1
-    for one in sorted(range(x.ndim), key=lambda place: abs(strides[place])):
+    for one in sorted(range(ndim), key=lambda place: abs(strides[place])):
         if one not in axes:
             break
-        size *= x.shape[one]
-    return size
+        size *= shape[one]
+    return math.prod(shape[one] for one in axes), size

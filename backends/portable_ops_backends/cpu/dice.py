@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import array_api_compat.numpy as xp
 import numpy as np
 
 from portable_ops.checks import Axis, normalized_axes
-from portable_ops.segmentation import dice_of_sums
 from portable_ops_backends.cpu.arithmetic import FUSED, LONGEST_SUM, REORDERED, two_sum
 from portable_ops_backends.cpu.compiling import compiled
 from portable_ops_backends.cpu.halves import as_number
@@ -73,39 +71,72 @@ def _write_slopes(other: Array, bfloat: bool, slopes: Array, out: Array, length:
             made[j] = rest + factor * number(as_number(given[j], bfloat))
 
 
+@compiled
+def _write_scores(sums: Array, smooth: float, absent: float, out: Array) -> None:
+    """What `dice_of_sums` makes of overlaps and sums of both, (n, 2)."""
+    for i in range(out.size):
+        overlap, total = sums[i, 0], sums[i, 1]
+        out[i] = absent if total == 0 else (2 * overlap + smooth) / (total + smooth)
+
+
+@compiled
+def _write_slopes_of_scores(sums: Array, upstream: Array, smooth: float, slopes: Array) -> None:
+    """What the gradients of both masks are, other than the other mask itself: see `_write_slopes`."""
+    for i in range(upstream.size):
+        overlap, total = sums[i, 0], sums[i, 1]
+        # (2 overlap + smooth) / (total + smooth), of which the overlap has the other mask as its gradient, the total ones.
+        arriving = 0.0 if total == 0 else upstream[i] / (total + smooth)
+        slopes[0, i] = 0.0 if total == 0 else -(arriving * (2 * overlap + smooth) / (total + smooth))
+        slopes[1, i] = 2 * arriving
+
+
 def _rows(x: Array, axes: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...], int]:
     """The order of axes in memory, those of rows, and how long rows are: the innermost axes, as far as all are summed over."""
     order = memory_order(x)
-    count, n = 0, 1
-    for axis in reversed(order):
-        if axis not in axes:
-            break
-        count, n = count + 1, n * x.shape[axis]
-    return order, order[: x.ndim - count], n
+    count, n = x.ndim, 1
+    while count and order[count - 1] in axes:
+        count -= 1
+        n *= x.shape[order[count]]
+    return order, tuple([axis for axis in order[:count] if x.shape[axis] != 1 or axis not in axes]), n
 
 
 def _as_rows(x: Array, order: tuple[int, ...], n: int) -> Array:
     return readonly(_plain(x.transpose(order).reshape(-1, n)))
 
 
-def dice_sums(pred: Array, target: Array, axes: tuple[int, ...], bfloat: bool = False) -> tuple[Array, Array]:
-    """The overlap of two masks and the sum of both, in float64. Halves may come as their bits."""
+def dice_sums(pred: Array, target: Array, axes: tuple[int, ...], bfloat: bool = False) -> Array:
+    """The overlap of two masks and the sum of both, along a last axis, in float64. Halves may come as their bits."""
     order, outer, n = _rows(pred, axes)
     p, t = _as_rows(pred, order, n), _as_rows(target, order, n)
     real = np.empty(0, working_dtype(pred, bfloat))
-    sums = np.zeros((p.shape[0], -(-n // PIECE), 2))
+    pieces = -(-n // PIECE)
+    sums = np.zeros((p.shape[0], pieces, 2))
 
     def work(part: int, start: int, stop: int) -> None:
         _all_sums(p, t, bfloat, real, PIECE, sums, start, stop)
 
-    run_in_parts(work, sums.shape[0] * sums.shape[1], max(1, SMALLEST_PART // min(n, PIECE)))
-    # The sums over other axes are of few numbers.
-    left = sums.reshape(*(pred.shape[axis] for axis in outer), sums.shape[1], 2)
-    left = left.sum(axis=(*(place for place, axis in enumerate(outer) if axis in axes), len(outer)))
-    kept = tuple(axis for axis in outer if axis not in axes)
-    if kept != tuple(sorted(kept)):
-        left = left.transpose(*np.argsort(kept), len(kept))
-    return left[..., 0], left[..., 1]
+    run_in_parts(work, p.shape[0] * pieces, max(1, SMALLEST_PART // min(n, PIECE)))
+    # The sums over pieces and other axes are of few numbers.
+    places = [place for place, axis in enumerate(outer) if axis in axes]
+    left = sums.reshape([*[pred.shape[axis] for axis in outer], pieces, 2])
+    left = left.sum(axis=(*places, len(outer))) if places or pieces != 1 else left[..., 0, :]
+    kept = [axis for axis in outer if axis not in axes]
+    return left if kept == sorted(kept) else left.transpose(*np.argsort(kept), len(kept))
+
+
+def dice_scores(sums: Array, smooth: float, absent: float, dtype: Any) -> Array:
+    """The coefficients of what `dice_sums` returns."""
+    scores = np.empty(sums.shape[:-1])
+    _write_scores(np.ascontiguousarray(sums).reshape(-1, 2), float(smooth), float(absent), scores.reshape(-1))
+    return scores if scores.dtype == dtype else scores.astype(dtype)
+
+
+def slopes_of_scores(sums: Array, upstream: Array, smooth: float) -> Array:
+    """For `dice_slopes`, from `dice_sums` and the gradient that arrives, float64, of the shape of the scores."""
+    slopes = np.empty((2, upstream.size))
+    flat = np.array(upstream).reshape(-1)  # a copy, as what arrives may be read-only
+    _write_slopes_of_scores(np.ascontiguousarray(sums).reshape(-1, 2), flat, float(smooth), slopes)
+    return slopes
 
 
 def dice_slopes(other: Array, axes: tuple[int, ...], slopes: Array, real: Any, bfloat: bool = False) -> Array:
@@ -144,6 +175,5 @@ def dice_coefficient(
     pred: Array, target: Array, /, *, axis: Axis = None, smooth: float = 0.0, absent: float = 1.0
 ) -> Array:
     """See `portable_ops.dice_coefficient`."""
-    overlap, total = dice_sums(pred, target, normalized_axes(axis, pred))
     dtype = pred.dtype if pred.dtype.kind == "f" else np.float64
-    return np.asarray(dice_of_sums(xp, overlap, total, smooth, absent), dtype=dtype)
+    return dice_scores(dice_sums(pred, target, normalized_axes(axis, pred)), smooth, absent, dtype)

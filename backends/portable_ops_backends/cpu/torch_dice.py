@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import array_api_compat.numpy as xp
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,8 +11,7 @@ from torch import Tensor
 import portable_ops as po
 from portable_ops.checks import Axis, normalized_axes
 from portable_ops.dispatch import standard_only
-from portable_ops.segmentation import dice_of_sums
-from portable_ops_backends.cpu.dice import dice_slopes, dice_sums
+from portable_ops_backends.cpu.dice import dice_scores, dice_slopes, dice_sums, slopes_of_scores
 from portable_ops_backends.cpu.threads import at_most
 from portable_ops_backends.cpu.torch_arrays import Array, as_array
 
@@ -26,27 +24,27 @@ def dice_coefficient(
     if torch.is_grad_enabled() and (pred.requires_grad or target.requires_grad):
         score: Tensor = _Dice.apply(pred, target, axes, smooth, absent)  # type: ignore[no-untyped-call]
         return score
-    return _score(pred, *_sums(pred, target, axes), smooth, absent)
+    return _scores(pred, _sums(pred, target, axes), smooth, absent)
 
 
-def _sums(pred: Tensor, target: Tensor, axes: tuple[int, ...]) -> tuple[Array, Array]:
+def _sums(pred: Tensor, target: Tensor, axes: tuple[int, ...]) -> Array:
     bfloat = torch.bfloat16 in (pred.dtype, target.dtype)
     with at_most(torch.get_num_threads()):
         return dice_sums(as_array(pred), as_array(target), axes, bfloat)
 
 
-def _score(pred: Tensor, overlap: Array, total: Array, smooth: float, absent: float) -> Tensor:
+def _scores(pred: Tensor, sums: Array, smooth: float, absent: float) -> Tensor:
     dtype = pred.dtype if pred.dtype.is_floating_point else torch.get_default_dtype()
-    return torch.from_numpy(np.asarray(dice_of_sums(xp, overlap, total, smooth, absent))).to(dtype)
+    scores = torch.from_numpy(dice_scores(sums, smooth, absent, np.float32 if dtype is torch.float32 else np.float64))
+    return scores if scores.dtype is dtype else scores.to(dtype)
 
 
 class _Dice(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, pred: Tensor, target: Tensor, axes: tuple[int, ...], smooth: float, absent: float) -> Tensor:
-        overlap, total = _sums(pred, target, axes)
         ctx.save_for_backward(pred, target)
-        ctx.options, ctx.sums = (axes, smooth, absent), (overlap, total)
-        return _score(pred, overlap, total, smooth, absent)
+        ctx.options, ctx.sums = (axes, smooth, absent), _sums(pred, target, axes)
+        return _scores(pred, ctx.sums, smooth, absent)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -60,12 +58,7 @@ class _Dice(torch.autograd.Function):
             wanted = [x for x, one in zip((pred, target), asked, strict=True) if one]
             found = iter(torch.autograd.grad(score, wanted, up, create_graph=True))
             return (*(next(found) if one else None for one in asked), None, None, None)
-        # (2 overlap + smooth) / (total + smooth), of which the overlap has the other mask as its gradient, the total ones.
-        overlap, total = ctx.sums
-        empty = total == 0
-        divisor = np.where(empty, 1.0, total) + smooth
-        arriving = np.where(empty, 0.0, up.to(torch.float64).numpy() / divisor)
-        slopes = np.stack((-(arriving * (2 * overlap + smooth) / divisor), 2 * arriving))
+        slopes = slopes_of_scores(ctx.sums, up.double().numpy(), smooth)
         both = (target, pred), (pred, target)
         with at_most(torch.get_num_threads()):
             made = (_gradient(*two, axes, slopes) if one else None for two, one in zip(both, asked, strict=True))

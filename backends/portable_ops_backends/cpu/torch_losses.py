@@ -20,7 +20,7 @@ from portable_ops_backends.cpu.cross_entropy_gradient import gradient
 from portable_ops_backends.cpu.layout import Array, reordered
 from portable_ops_backends.cpu.threads import at_most
 from portable_ops_backends.cpu.torch_arrays import as_array, as_tensor
-from portable_ops_backends.native import torch as native
+from portable_ops_backends.native import torch_losses as native
 
 
 def cross_entropy(

@@ -1,8 +1,7 @@
-"""PyTorch's own functions, with the numerics of the definitions."""
+"""PyTorch's own activations, attention and counting, with the numerics of the definitions."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -10,19 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import portable_ops as po
 from portable_ops.checks import Axis, normalized_axes
 from portable_ops.counting import Areas, count_areas, count_pairs
-from portable_ops.dispatch import standard_only
-from portable_ops.labels import ignored_labels, in_range, require_in_range, widened
 from portable_ops.routes import values_are_at_hand
-from portable_ops.targets import class_axis_of
-from portable_ops_backends.torch_tensors import is_concrete
-
-_HALF = frozenset((torch.float16, torch.bfloat16))
-_INT64 = torch.int64
-# Beyond, softplus is a straight line even in float64; torch's own choice of 20 is that of float32.
-_STRAIGHT = 40
 
 
 def softmax(x: Tensor, /, *, axis: int = -1, where: None = None) -> Tensor:
@@ -58,158 +47,6 @@ def sigmoid(x: Tensor, /) -> Tensor:
 def log_sigmoid(x: Tensor, /) -> Tensor:
     """See `portable_ops.log_sigmoid`."""
     return F.logsigmoid(x)
-
-
-def cross_entropy(
-    logits: Tensor,
-    target: Tensor,
-    /,
-    *,
-    class_axis: int | None = None,
-    weight: Tensor | None = None,
-    ignore_index: int | None = None,
-    label_smoothing: float = 0.0,
-    reduction: str = "mean",
-    from_logits: bool = True,
-    eps: float | None = None,
-) -> Tensor:
-    """See `portable_ops.cross_entropy`; of class indices, for which torch raises where they are out of range."""
-    scores = logits
-    if class_axis is not None or weight is not None or logits.dtype in _HALF:
-        scores, weight = _in_torch_order(logits, class_axis, weight)
-    labels: Tensor = target if target.dtype is _INT64 else widened(xp, target)
-    skipped = _NEVER if ignore_index is None else _skipped(target, ignore_index)
-    try:
-        # By place, as names take longer: weight, size_average, ignore_index, reduce, reduction, label_smoothing.
-        loss = F.cross_entropy(scores, labels, weight, None, skipped, None, reduction, label_smoothing)
-    except (IndexError, RuntimeError):  # the latter under torch.func
-        if not is_concrete(logits, target):
-            return traced_cross_entropy(
-                logits,
-                target,
-                class_axis=class_axis,
-                weight=weight,
-                ignore_index=ignore_index,
-                label_smoothing=label_smoothing,
-                reduction=reduction,
-            )
-        ignored = ignored_labels(xp, target, ignore_index)
-        size = logits.shape[class_axis_of(class_axis, logits)]
-        require_in_range(xp, "target", target, size, None if ignored is None else ~ignored)
-        raise
-    return loss if scores is logits else loss.to(logits.dtype)
-
-
-def traced_cross_entropy(
-    logits: Tensor,
-    target: Tensor,
-    /,
-    *,
-    class_axis: int | None = None,
-    weight: Tensor | None = None,
-    ignore_index: int | None = None,
-    label_smoothing: float = 0.0,
-    reduction: str = "mean",
-    **others: object,
-) -> Tensor:
-    """The same where no value can be looked at: a label out of range makes the loss nan.
-
-    On a GPU it would end the process, and in a trace nothing can be raised.
-    """
-    scores, weight = _in_torch_order(logits, class_axis, weight)
-    labels = widened(xp, target)
-    skipped = _NEVER if ignore_index is None else _skipped(target, ignore_index)
-    ignored = ignored_labels(xp, target, ignore_index)
-    bad = ~in_range(labels, logits.shape[class_axis_of(class_axis, logits)])
-    bad = bad if ignored is None else bad & ~ignored
-    labels = torch.where(bad, skipped, labels)
-    loss = F.cross_entropy(scores, labels, weight, None, skipped, None, reduction, label_smoothing)
-    return torch.where(bad if reduction == "none" else bad.any(), torch.nan, loss).to(logits.dtype)
-
-
-def cross_entropy_of_probabilities(
-    logits: Tensor,
-    target: Tensor,
-    /,
-    *,
-    class_axis: int | None = None,
-    weight: Tensor | None = None,
-    label_smoothing: float = 0.0,
-    reduction: str = "mean",
-    **others: object,
-) -> Tensor:
-    """See `portable_ops.cross_entropy`; of class probabilities."""
-    scores, torch_weight = _in_torch_order(logits, class_axis, weight)
-    shares, _ = _in_torch_order(target.to(scores.dtype), class_axis, None)
-    loss = F.cross_entropy(scores, shares, torch_weight, label_smoothing=label_smoothing, reduction=reduction)
-    # torch makes nan of 0 * -inf, and a sum is not finite if a term is not.
-    if not math.isfinite((loss.detach().sum() if reduction == "none" else loss).item()):
-        with standard_only():
-            return po.cross_entropy(
-                logits,
-                target,
-                class_axis=class_axis,
-                weight=weight,
-                label_smoothing=label_smoothing,
-                reduction=reduction,
-            )
-    return loss.to(logits.dtype)
-
-
-def _in_torch_order(logits: Tensor, class_axis: int | None, weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Logits of 32 bits or more with the classes where torch has them, and the weight in their dtype."""
-    scores = logits.float() if logits.dtype in _HALF else logits
-    if class_axis is not None and (axis := class_axis_of(class_axis, logits)) != (usual := min(1, logits.ndim - 1)):
-        scores = scores.movedim(axis, usual)
-    return scores, None if weight is None else weight.to(scores.dtype)
-
-
-def binary_cross_entropy(
-    logits: Tensor,
-    target: Tensor,
-    /,
-    *,
-    weight: Tensor | None = None,
-    pos_weight: Tensor | None = None,
-    ignore_index: None = None,
-    reduction: str = "mean",
-    from_logits: bool = True,
-    eps: None = None,
-) -> Tensor:
-    """See `portable_ops.binary_cross_entropy`."""
-    dtype = logits.dtype
-    scores = logits.float() if dtype in _HALF else logits
-    shares = target if target.dtype == scores.dtype else target.to(scores.dtype)
-    # Not F.binary_cross_entropy_with_logits, which adds z and -log(sigmoid(z)) and loses digits where these nearly cancel.
-    if_positive = F.softplus(-scores, 1, _STRAIGHT)
-    if pos_weight is not None:
-        if_positive = if_positive * pos_weight.to(scores.dtype)
-    loss = torch.lerp(F.softplus(scores, 1, _STRAIGHT), if_positive, shares)
-    if weight is not None:
-        loss = loss * weight.to(scores.dtype)
-    if reduction == "mean":
-        loss = loss.mean()
-    elif reduction == "sum":
-        loss = loss.sum()
-    # An infinite term may have had the factor 0, and a sum is not finite if a term is not.
-    if not math.isfinite((loss.detach().sum() if reduction == "none" else loss).item()):
-        with standard_only():
-            return po.binary_cross_entropy(logits, target, weight=weight, pos_weight=pos_weight, reduction=reduction)
-    return loss if loss.dtype == dtype else loss.to(dtype)
-
-
-def _skipped(target: Tensor, ignore_index: int | None) -> int:
-    """The widened label that torch is to ignore."""
-    if ignore_index is None:
-        return _NEVER
-    limits = torch.iinfo(torch.uint8 if target.dtype == torch.bool else target.dtype)
-    if not limits.min <= ignore_index <= limits.max:
-        return _NEVER
-    return ignore_index if ignore_index < 2**63 else ignore_index - 2**64  # widened, it wrapped around
-
-
-# torch always ignores some index. This one is what no mistake makes of a label; -2**63 is what becomes of nan.
-_NEVER = -0x5C6B3A2917F4E8D3
 
 
 def plain_attention(query: Tensor, key: Tensor, value: Tensor, /, **defaults: object) -> Tensor:

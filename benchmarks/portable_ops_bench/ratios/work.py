@@ -1,7 +1,7 @@
 """Two functions side by side, round by round in one process: ratios, which a machine's mood touches less than seconds.
 
 `Work` says what is done and what it is held against; `measured` measures it. The rows of the table that
-``portable-ops ratios`` prints are made in the modules ``ratio_*``.
+``portable-ops ratios`` prints are made in the modules beside this one.
 """
 
 from __future__ import annotations
