@@ -25,7 +25,6 @@ from portable_ops.counting import Areas, count_areas, count_pairs, sorted_histog
 from portable_ops.dispatch import composed, operation
 from portable_ops.precision import as_dtype, returned, summed, working
 from portable_ops.routes import Namespace, default_dtype, device_of, route_of
-from portable_ops.standard import count_true
 
 
 def _check_dice(
@@ -248,7 +247,9 @@ def divided(intersection: Array, union: Array, absent: float) -> Array:
     xp = route.xp
     dtype = default_dtype(xp, intersection, "real floating")
     empty = union == 0
-    return xp.where(empty, absent, xp.astype(intersection, dtype) / xp.astype(xp.where(empty, 1, union), dtype))
+    iou = xp.astype(intersection, dtype) / xp.astype(xp.where(empty, 1, union), dtype)
+    # Where there is no union there is no intersection, and the quotient is 0 already.
+    return iou if absent == 0 else xp.where(empty, absent, iou)
 
 
 def _areas(pred: Array, target: Array, num_classes: int, ignore_index: int | None, validate: bool | None) -> Areas:
@@ -387,13 +388,13 @@ def mean_iou(
 
 def mean_of_areas(intersection: Array, union: Array, first: int, absent: Any) -> Array:
     """Mean of intersection over union from class `first` on; `absent` is ``"skip"`` or the value without a union."""
-    intersection, union = intersection[first:], union[first:]
+    if first:
+        intersection, union = intersection[first:], union[first:]
     route = route_of(intersection)
     assert route is not None
     xp = route.xp
     iou = divided(intersection, union, 0.0 if absent == "skip" else absent)
     if absent != "skip":
         return xp.mean(iou) if iou.shape[0] else xp.full((), math.nan, dtype=iou.dtype, device=device_of(iou))
-    present = xp.astype(count_true(xp, union != 0), iou.dtype)
-    nothing = present == 0
-    return xp.where(nothing, math.nan, xp.sum(iou) / xp.where(nothing, 1.0, present))
+    present = xp.sum(xp.astype(union != 0, iou.dtype))
+    return xp.sum(iou) / xp.where(present == 0, math.nan, present)

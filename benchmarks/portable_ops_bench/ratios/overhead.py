@@ -95,10 +95,10 @@ def overhead_works() -> Iterator[Work]:
     for library in ("numpy", "torch"):
         for operation in sorted(OPERATIONS):
             bar = ONE_ARRAY if len(OPERATIONS[operation].arrays) == 1 else SEVERAL
-            counts = (OPERATIONS[operation].base or operation) in ("confusion_matrix", "intersection_and_union")
             name = NATIVE.get(operation, DEFINITION) if library == "torch" else DEFINITION
             against = [Against(name, bar, Unit.MICROSECONDS, needs=library)]
-            if counts:
+            kernels = po.get_backend(library).kernels.get(OPERATIONS[operation].base or operation, ())
+            if name == DEFINITION and any(kernel.name != "numba" for kernel in kernels):  # which is for larger arrays
                 against.append(Against(BARE, None, Unit.MICROSECONDS, needs=library))
             yield Work(
                 section=SECTION,
