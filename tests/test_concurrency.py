@@ -7,9 +7,11 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -193,12 +195,20 @@ def _most_at_once(callers: int, call: Any) -> int:
     return most
 
 
+def without_helpers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a process that has called no kernel yet."""
+    from portable_ops_backends.cpu import threads
+
+    for name, nothing in (("_jobs", SimpleQueue()), ("_helping", []), ("_cpus", {})):
+        monkeypatch.setattr(threads, name, nothing)
+
+
 @pytest.mark.of_backend("numpy")
 def test_callers_at_once_share_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     # As the workers of Dask's threaded scheduler do, of which there is one for each CPU.
     from portable_ops_backends.cpu import threads
 
-    monkeypatch.setattr(threads, "_pool", None)
+    without_helpers(monkeypatch)
     monkeypatch.setattr(threads, "worker_count", lambda: 4)
 
     def call(work: Any) -> None:
@@ -218,8 +228,7 @@ def test_threads_are_kept_from_the_callers_cpu(monkeypatch: pytest.MonkeyPatch) 
     allowed = os.sched_getaffinity(0)
     if len(allowed) < 2:
         pytest.skip("one CPU")
-    monkeypatch.setattr(threads, "_pool", None)
-    monkeypatch.setattr(threads, "_threads", {})
+    without_helpers(monkeypatch)
     monkeypatch.setattr(threads, "worker_count", lambda: 2)
     caller = threading.get_ident()
     seen: list[set[int]] = []
@@ -229,7 +238,7 @@ def test_threads_are_kept_from_the_callers_cpu(monkeypatch: pytest.MonkeyPatch) 
         if threading.get_ident() != caller:
             seen.append(os.sched_getaffinity(0))
 
-    # The pool has no thread before the first call.
+    # There is no helper before the first call.
     threads.run_in_parts(work, 64, 1)
     for cpu in sorted(allowed)[:2]:
         monkeypatch.setattr(threads, "_current_cpu", lambda cpu=cpu: cpu)
@@ -251,28 +260,45 @@ atexit.register(lambda: print(po.confusion_matrix(labels, labels, 2)[1, 1]))
     assert (done.stdout.strip(), done.stderr) == (str(1024**2), "")
 
 
-class Exhausted(ThreadPoolExecutor):
-    """A pool whose thread is busy, where the system has no other: `submit` leaves the work in its queue, and raises."""
+@pytest.mark.of_backend("numpy")
+def test_a_call_that_gets_no_thread_does_its_work_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from portable_ops_backends.cpu import threads
 
-    def submit(self, *given: Any, **named: Any) -> Any:
-        super().submit(*given, **named)
-        raise RuntimeError("can't start new thread")
+    class Refused(threading.Thread):
+        def start(self) -> None:
+            raise RuntimeError("can't start new thread")
+
+    without_helpers(monkeypatch)
+    monkeypatch.setattr(threads.threading, "Thread", Refused)
+    monkeypatch.setattr(threads, "worker_count", lambda: 2)
+    done: list[Any] = []
+    assert threads.run_in_parts(lambda *part: done.append(part), 64, 1) == len(done) > 1
+    assert [part for part, _, _ in done] == list(range(len(done)))
 
 
 @pytest.mark.of_backend("numpy")
-def test_no_part_is_at_work_after_a_call_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_helper_that_comes_late_finds_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     from portable_ops_backends.cpu import threads
 
-    pool = Exhausted(1)
-    held, running = threading.Event(), []
-    ThreadPoolExecutor.submit(pool, held.wait, 10)
-    monkeypatch.setattr(threads, "_pool", pool)
+    without_helpers(monkeypatch)
     monkeypatch.setattr(threads, "worker_count", lambda: 2)
-    with pytest.raises(RuntimeError, match="new thread"):
-        threads.run_in_parts(lambda *part: running.append(part), 64, 1)
+    threads.run_in_parts(lambda *part: None, 64, 1)
+    (helper,) = threads._helping
+    held, at_work = threading.Event(), threading.Event()
+    busy = threads._Job(lambda *part: (at_work.set(), held.wait(10)), deque([(0, 0, 1)]))  # type: ignore[func-returns-value]
+    threads._jobs.put(busy)
+    assert at_work.wait(10)
+    done: list[int] = []
+    threads.run_in_parts(
+        lambda *part: done.append(threading.get_ident()), 64, 1
+    )  # which returns while the helper is busy
+    assert set(done) == {threading.get_ident()}
+    count = len(done)
     held.set()
-    pool.shutdown()
-    assert not running
+    assert busy.ended.get(timeout=10) is None
+    threads.run_in_parts(lambda *part: None, 64, 1)
+    assert helper.is_alive()
+    assert len(done) == count
 
 
 @pytest.mark.of_backend("torch")
