@@ -22,6 +22,9 @@ MOST_PIECES = 8
 SMALLEST_GRADIENT = 2**18
 """Elements from which on a kernel's gradient makes up for what a `torch.autograd.Function` in Python costs."""
 
+SMALLEST_ROWS = 2**23
+"""Logits from which on the kernel for rows is faster than torch's cross-entropy."""
+
 
 def why_never_elementwise(x: Any, /) -> str | None:
     """torch keeps integers apart."""
@@ -279,6 +282,19 @@ def why_not_numba_dice(
     return availability.why_not_scattered_dice(pred, target, axis=axis) if reason is None else reason
 
 
+def why_never_numba_cross_entropy(
+    logits: Any, target: Any, /, *, class_axis: int | None = None, **options: Any
+) -> str | None:
+    """torch's own is faster for rows that the caches hold."""
+    if _are_rows(logits, class_axis) and logits.numel() < SMALLEST_ROWS:
+        return f"torch is faster for rows of fewer than {SMALLEST_ROWS} elements in all"
+    return availability.why_not_cross_entropy(logits, target, class_axis=class_axis, **options)
+
+
+def _are_rows(logits: Any, class_axis: int | None) -> bool:
+    return class_axis in (-1, logits.ndim - 1) or (class_axis is None and logits.ndim < 3)
+
+
 def why_not_numba_cross_entropy(
     logits: Any, target: Any, /, *, class_axis: int | None = None, weight: Any = None, **options: Any
 ) -> str | None:
@@ -289,8 +305,7 @@ def why_not_numba_cross_entropy(
     if sys.modules["torch"].is_grad_enabled():
         if weight is not None and weight.requires_grad:
             return "the kernel has no gradient with respect to the weights"
-        axis = logits.ndim - 1 if class_axis is None and logits.ndim < 3 else class_axis
-        if logits.requires_grad and axis in (-1, logits.ndim - 1):
+        if logits.requires_grad and _are_rows(logits, class_axis):
             return "the kernel has no gradient for rows"
     return None
 
@@ -357,7 +372,7 @@ kernels: Mapping[str, tuple[Kernel, ...]] = {
         "log_sigmoid", availability.why_not_elementwise, _native("log_sigmoid", why_never_elementwise)
     ),
     "cross_entropy": (
-        _numba("torch_losses", "cross_entropy", availability.why_not_cross_entropy, why_not_numba_cross_entropy),
+        _numba("torch_losses", "cross_entropy", why_never_numba_cross_entropy, why_not_numba_cross_entropy),
         _native_loss("cross_entropy", why_never_cross_entropy, why_not_raising),
         _native("traced_cross_entropy", why_never_cross_entropy, module="torch_losses"),
         _native_loss("cross_entropy_of_probabilities", why_never_cross_entropy_of_probabilities, why_not_at_hand),
