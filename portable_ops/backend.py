@@ -106,7 +106,8 @@ class Backend:
     on_host : callable
         ``(array)``: whether the values lie in memory that the CPU reads without a transfer.
     is_contiguous : callable or None
-        ``(array)``: whether the elements lie side by side in memory, in C order; None where arrays have no strides.
+        ``(array)``: whether the elements lie side by side in memory, in C order, so that sums of them are added in pairs; False
+        for a tracer. None where arrays have no strides.
     size_of : callable
         ``(array)``: the number of elements, or, where a trace would be tied to it, one larger than any.
     remembered : bool

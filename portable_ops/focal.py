@@ -174,7 +174,7 @@ def _focused(xp: Namespace, missed: Array, gamma: float) -> Array:
     """``(1 - p) ** gamma * missed`` of ``missed = -log p``."""
     if not gamma:
         return missed
-    missing = 1 - xp.exp(-missed)
+    missing = -xp.expm1(-missed)
     if gamma >= 2:
         # Rounding may leave a logarithm a little above 0, and numbers below 0 have no powers but whole ones.
         return missed * (missing if gamma % 2 == 0 else xp.abs(missing)) ** gamma

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -280,25 +281,120 @@ def test_a_call_that_gets_no_thread_does_its_work_alone(monkeypatch: pytest.Monk
 def test_a_helper_that_comes_late_finds_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     from portable_ops_backends.cpu import threads
 
+    one_helper(monkeypatch)
+    held, at_work = threading.Event(), threading.Event()
+
+    def hold(*part: int) -> None:
+        at_work.set()
+        held.wait(10)
+
+    busy = threads._Job(hold, deque([(0, 0, 1)]))
+    threads._jobs.put(busy)
+    assert at_work.wait(10)
+    array = np.zeros(3)
+    gone = weakref.ref(array)
+    done: list[int] = []
+
+    def work(part: int, start: int, stop: int, array: Any = array) -> None:
+        done.append(threading.get_ident())
+
+    parts = threads.run_in_parts(work, 64, 1)  # which returns while the helper is busy
+    assert done == [threading.get_ident()] * parts
+    del work, array
+    assert gone() is None
+    held.set()
+    seen = threading.Event()
+    threads._jobs.put(threads._Job(lambda *part: seen.set(), deque([(0, 0, 1)])))
+    assert seen.wait(10)  # so the helper has been to the call that was over
+    assert len(done) == parts
+
+
+@pytest.mark.of_backend("numpy")
+def test_a_call_waits_for_the_helper_at_work_whoever_comes_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    from portable_ops_backends.cpu import threads
+
+    job = threads._Job(lambda *part: time.sleep(0.1), deque([(0, 0, 1)]))
+    first = threading.Thread(target=job.help)
+    first.start()
+    while job.queue:
+        time.sleep(0.001)
+    late = threading.Timer(0.02, job.help)
+    late.start()
+    job.finish()
+    assert late.finished.is_set()
+    late.join(10)
+    first.join(0.02)
+    assert not first.is_alive()
+
+
+@pytest.mark.of_backend("numpy")
+def test_what_a_helper_raises_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    from portable_ops_backends.cpu import threads
+
+    one_helper(monkeypatch)
+    caller, came = threading.get_ident(), threading.Event()
+
+    def work(*part: int) -> None:
+        if threading.get_ident() != caller:
+            came.set()
+            raise ZeroDivisionError("in a helper")
+        came.wait(10)
+
+    with pytest.raises(ZeroDivisionError, match="in a helper"):
+        threads.run_in_parts(work, 64, 1)
+
+
+@pytest.mark.of_backend("numpy")
+def test_a_call_that_fails_waits_for_its_helper(monkeypatch: pytest.MonkeyPatch) -> None:
+    from portable_ops_backends.cpu import threads
+
+    one_helper(monkeypatch)
+    caller, came = threading.get_ident(), threading.Event()
+    begun, ended = [], []
+
+    def work(*part: int) -> None:
+        begun.append(part)
+        if threading.get_ident() == caller:
+            came.wait(10)
+            raise ZeroDivisionError("in the caller")
+        came.set()
+        time.sleep(0.05)
+        ended.append(part)
+
+    with pytest.raises(ZeroDivisionError, match="in the caller"):
+        threads.run_in_parts(work, 64, 1)
+    assert (len(begun), len(ended)) == (2, 1)  # of eight parts
+    time.sleep(0.02)
+    assert len(begun) == 2
+
+
+@pytest.mark.of_backend("numpy")
+def test_an_interrupt_as_a_part_is_taken_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    from portable_ops_backends.cpu import threads
+
+    caller = threading.get_ident()
+
+    class Interrupted(deque[Any]):
+        def popleft(self) -> Any:
+            part = super().popleft()
+            if threading.get_ident() == caller:
+                raise KeyboardInterrupt
+            return part
+
+    one_helper(monkeypatch)
+    monkeypatch.setattr(threads, "deque", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        threads.run_in_parts(lambda *part: time.sleep(0.002), 64, 1)
+
+
+def one_helper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool of the caller and one thread more, which is there already."""
+    from portable_ops_backends.cpu import threads
+
     without_helpers(monkeypatch)
     monkeypatch.setattr(threads, "worker_count", lambda: 2)
     threads.run_in_parts(lambda *part: None, 64, 1)
-    (helper,) = threads._helping
-    held, at_work = threading.Event(), threading.Event()
-    busy = threads._Job(lambda *part: (at_work.set(), held.wait(10)), deque([(0, 0, 1)]))  # type: ignore[func-returns-value]
-    threads._jobs.put(busy)
-    assert at_work.wait(10)
-    done: list[int] = []
-    threads.run_in_parts(
-        lambda *part: done.append(threading.get_ident()), 64, 1
-    )  # which returns while the helper is busy
-    assert set(done) == {threading.get_ident()}
-    count = len(done)
-    held.set()
-    assert busy.ended.get(timeout=10) is None
-    threads.run_in_parts(lambda *part: None, 64, 1)
-    assert helper.is_alive()
-    assert len(done) == count
+    assert len(threads._helping) == 1
 
 
 @pytest.mark.of_backend("torch")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -37,3 +39,37 @@ def test_long_sums_keep_their_digits(
     with po.standard_only() if definitions else nullcontext():
         assert_close(po.dice_coefficient(*arrays, axis=axis), oracles.dice_coefficient(*exact, axis=axis), LOSS, target)
         assert_close(po.logsumexp(arrays[0], axis=axis), oracles.logsumexp(exact[0], axis=axis), LOSS, target)
+
+
+CROPS: dict[str, Callable[[Any], Any]] = {
+    "narrow columns": lambda torch: torch.full((30000, 3), 0.1234)[:, :2],
+    "half of each row": lambda torch: torch.full((4096, 64), 0.1234)[:, :32],
+    "one row, many times": lambda torch: torch.full((1, 500), 0.1234).expand(500, 500),
+    "a box of a volume": lambda torch: torch.full((2, 60, 60, 60), 0.1234)[:, :30, :40, :25],
+}
+
+
+@pytest.mark.of_backend("torch")
+@pytest.mark.parametrize("with_gradient", [False, True], ids=["alone", "with a gradient"])
+@pytest.mark.parametrize("crop", list(CROPS))
+def test_crops_keep_their_digits(crop: str, with_gradient: bool) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    pred = CROPS[crop](torch)
+    target = pred + 0.6
+    score = po.dice_coefficient(pred.requires_grad_() if with_gradient else pred, target)
+    exact = oracles.dice_coefficient(
+        pred.detach().numpy().astype(np.float64), target.detach().numpy().astype(np.float64)
+    )
+    assert abs(float(score) - float(exact)) < 2 * 2.0**-23
+
+
+@pytest.mark.of_backend("torch")
+def test_sums_that_inductor_compiles_keep_their_digits() -> None:
+    # It lays memory out as it likes, and adds one after the other; the other compiled tests run eager operations.
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    if shutil.which("c++") is None:
+        pytest.skip("no C++ compiler")
+    pred, target = torch.full((2**16,), 0.1234), torch.full((2**16,), 0.777)
+    score = torch.compile(lambda p, t: po.dice_coefficient(p, t))(pred, target)
+    exact = oracles.dice_coefficient(pred.numpy().astype(np.float64), target.numpy().astype(np.float64))
+    assert abs(float(score) - float(exact)) < 4 * 2.0**-23

@@ -310,3 +310,11 @@ def test_gradients_are_finite_at_the_edges(standard: bool) -> None:
         assert torch.isfinite(gradient(function, zeros)).all()
     assert gradient(po.sigmoid, zeros)[0, 0] == 0.25
     assert gradient(po.log_sigmoid, zeros)[0, 0] == 0.5
+
+
+@pytest.mark.filterwarnings("ignore:Converting a tensor to a Python boolean:torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning")
+def test_a_trace_keeps_no_branch_on_values() -> None:
+    full, empty = torch.ones(3, 8), torch.zeros(3, 8)
+    traced = torch.jit.trace(lambda p, t: po.dice_coefficient(p, t, axis=1), (full, full))
+    assert traced(empty, empty).tolist() == [1.0, 1.0, 1.0]

@@ -49,6 +49,11 @@ def to_numpy(array: Any) -> Any:
     return (array.float() if array.dtype == torch.bfloat16 else array).cpu().numpy()
 
 
+def is_contiguous(array: Any) -> bool:
+    """Of what is compiled it is not said: Inductor lays memory out as it likes, and does not add in pairs."""
+    return not _torch().compiler.is_compiling() and array.is_contiguous()
+
+
 def synchronize(*arrays: Any) -> None:
     """Wait for the queues of the devices."""
     for array in arrays:
@@ -114,7 +119,7 @@ backend = Backend(
     to_device=to_device,
     is_concrete=is_concrete,
     on_host=on_host,
-    is_contiguous=lambda array: array.is_contiguous(),
+    is_contiguous=is_contiguous,
     size_of=size_of,
     remembered=True,
     is_traced="torch.compiler:is_dynamo_compiling",

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from portable_ops.backend import Kernel, always
+from portable_ops.precision import LONGEST_IN_PAIRS
 from portable_ops.routes import kind_of
 from portable_ops_backends.cpu import availability
 from portable_ops_backends.cuda import availability as on_cuda
@@ -136,8 +138,9 @@ def why_never_focal_loss(
         return "a weight, or a gamma that is not even"
     if kind_of(logits) == "half":
         return "halves are converted first"
-    if logits.numel() >= availability.smallest_beside_torch("cross_entropy"):
-        return "the definition's cross-entropy has a faster kernel"
+    most = availability.smallest_beside_torch("cross_entropy")
+    if logits.numel() >= most:
+        return f"from {most} elements on left to the definition, whose cross-entropy may have a kernel"
     return why_never_elementwise(logits) if logits.numel() else "size 0"
 
 
@@ -154,10 +157,23 @@ def why_not_dice(pred: Any, target: Any, /, *, axis: Any = None, **options: Any)
     if reason is not None:
         return reason
     for x in (pred, target):
-        count, size = availability.summed_sizes(x, axis)
-        if count > LONGEST_SUM and count > MOST_PIECES * size:
-            return f"torch loses digits in a sum of more than {MOST_PIECES} pieces of memory"
+        count, pieces = _pieces(x.shape, x.stride(), axis)
+        if count > LONGEST_SUM and (pieces > MOST_PIECES or count > LONGEST_IN_PAIRS):
+            return f"torch loses digits in a sum of {count} numbers in {pieces} pieces of memory"
     return None
+
+
+@lru_cache(2**12)
+def _pieces(shape: tuple[int, ...], strides: tuple[int, ...], axis: Any) -> tuple[int, int]:
+    """How many numbers are added up, and in how many pieces of memory they lie."""
+    axes = availability.normalized(axis, len(shape))
+    count, size = math.prod([shape[one] for one in axes]), 1
+    for one in sorted(range(len(shape)), key=strides.__getitem__):
+        if shape[one] != 1:
+            if one not in axes or strides[one] != size:
+                break
+            size *= shape[one]
+    return count, count // max(size, 1)
 
 
 def why_never_attention(query: Any, key: Any, value: Any, /, *, dropout_p: float = 0.0, **options: Any) -> str | None:

@@ -7,11 +7,11 @@ from typing import Any
 
 
 def is_concrete(*arrays: Any) -> bool:
-    """Whether the values exist: not while compiling, under `torch.func`, or for meta and fake tensors."""
+    """Whether the values exist: not while compiling or tracing, under `torch.func`, or for meta and fake tensors."""
     torch = sys.modules["torch"]
-    if torch.compiler.is_compiling():
-        return False
     core = torch._C
+    if torch.compiler.is_compiling() or core._is_tracing():
+        return False
     # Under a dispatch mode, such as that of fake tensors, operations on real tensors need not give real results.
     if core._len_torch_dispatch_stack():
         return False

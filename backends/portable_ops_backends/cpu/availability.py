@@ -139,7 +139,7 @@ def why_not_dice(
 
 def why_not_scattered_dice(pred: Any, target: Any, /, *, axis: Any = None, **options: Any) -> str | None:
     """The innermost axes of memory that are summed over make the rows of which the kernel needs long ones."""
-    return None if summed_sizes(pred, axis)[1] >= SHORTEST_SUM else "what is summed does not lie in one piece of memory"
+    return None if innermost_size(pred, axis) >= SHORTEST_SUM else "what is summed does not lie in one piece of memory"
 
 
 def why_not_attention(
@@ -179,19 +179,25 @@ def why_not_masked_attention(
     return None
 
 
-def summed_sizes(x: Any, axis: Any) -> tuple[int, int]:
-    """How many elements are summed together, and how many of these lie in one piece of memory, axes before being summed too."""
+def innermost_size(x: Any, axis: Any) -> int:
+    """How many of the elements that are summed together the innermost axes of memory have, as far as all are summed over."""
     strides = x.stride() if callable(getattr(x, "stride", None)) else x.strides
-    return _summed_sizes(tuple(x.shape), strides, axis)
+    return _innermost_size(tuple(x.shape), strides, axis)
 
 
 @lru_cache(2**12)
-def _summed_sizes(shape: tuple[int, ...], strides: tuple[int, ...], axis: Any) -> tuple[int, int]:
-    ndim = len(shape)
-    axes = range(ndim) if axis is None else [one % ndim for one in ((axis,) if isinstance(axis, int) else axis)]
+def _innermost_size(shape: tuple[int, ...], strides: tuple[int, ...], axis: Any) -> int:
+    axes = normalized(axis, len(shape))
     size = 1
-    for one in sorted(range(ndim), key=lambda place: abs(strides[place])):
+    for one in sorted(range(len(shape)), key=lambda place: abs(strides[place])):
         if one not in axes:
             break
         size *= shape[one]
-    return math.prod(shape[one] for one in axes), size
+    return size
+
+
+def normalized(axis: Any, ndim: int) -> tuple[int, ...]:
+    """As `portable_ops.checks.normalized_axes`, of what has been checked."""
+    if axis is None:
+        return tuple(range(ndim))
+    return tuple([one % ndim for one in ((axis,) if isinstance(axis, int) else axis)])

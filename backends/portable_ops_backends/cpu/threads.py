@@ -27,7 +27,8 @@ _jobs: SimpleQueue[_Job] = SimpleQueue()
 _helping: list[threading.Thread] = []
 _cpus: dict[int, set[int]] = {}  # which each of these threads may use, by its native number
 _callers = 0
-_lock = threading.Lock()
+# A signal's handler may call a kernel where its thread has the lock already.
+_lock = threading.RLock()
 _here = threading.local()
 
 
@@ -80,17 +81,19 @@ def run_in_parts(work: Work, size: int, smallest: int, for_each: int = PARTS_FOR
         return parts
     job = _Job(work, deque((part, size * part // parts, size * (part + 1) // parts) for part in range(parts)))
     with _helpers(min(thread_limit(), parts) - 1) as count:
-        others = parts
         try:
             _call_for_help(job, count)
             for part in job.left():
-                others -= 1
                 work(*part)
         finally:
-            others -= sum(1 for _ in job.left())  # what nobody has begun, nobody will
-            errors = [error for error in (job.ended.get() for _ in range(others)) if error is not None]
-    if errors:
-        raise errors[0]
+            job.finish()
+    if job.raised:
+        error = job.raised[0]
+        job.raised.clear()  # an error holds this frame, which should not hold it in turn
+        try:
+            raise error
+        finally:
+            del error
     return parts
 
 
@@ -129,9 +132,8 @@ class _Job:
 
     def __init__(self, work: Work, queue: deque[Part]) -> None:
         self.work, self.queue = work, queue
-        self.ended: SimpleQueue[BaseException | None] = (
-            SimpleQueue()
-        )  # for each part that a helper has done, what it raised
+        self.at_work: list[threading.Lock] = []  # of each helper that came, held until it is done
+        self.raised: list[BaseException] = []
 
     def left(self) -> Iterator[Part]:
         """Parts that nobody else has taken."""
@@ -143,13 +145,22 @@ class _Job:
 
     def help(self) -> None:
         """Take parts until there is none; nothing, if the call is over."""
-        for part in self.left():
+        done = threading.Lock()
+        with done:
+            self.at_work.append(done)  # before the first part: whoever empties the queue knows then whom to wait for
             try:
-                self.work(*part)
+                for part in self.left():
+                    self.work(*part)
             except BaseException as error:  # the caller's, who raises it
-                self.ended.put(error)
-            else:
-                self.ended.put(None)
+                self.raised.append(error)
+                self.queue.clear()
+
+    def finish(self) -> None:
+        """Wait until no helper is at work. What nobody has begun, nobody will."""
+        self.queue.clear()
+        for helper in self.at_work.copy():
+            helper.acquire()
+        del self.work  # which a helper that has yet to come would keep alive, and the arrays with it
 
 
 def _call_for_help(job: _Job, count: int) -> None:
@@ -161,6 +172,7 @@ def _call_for_help(job: _Job, count: int) -> None:
             helper = threading.Thread(target=_help, args=(_jobs,), name="portable_ops", daemon=True)
             helper.start()
             _helping.append(helper)
+            _cpus[helper.native_id or 0] = set()
     _keep_from_here()
     for _ in range(min(count, len(_helping))):
         _jobs.put(job)
@@ -169,7 +181,6 @@ def _call_for_help(job: _Job, count: int) -> None:
 def _help(jobs: SimpleQueue[_Job]) -> None:
     """What a thread of the pool does for as long as the process lives."""
     _here.busy = True
-    _cpus[threading.get_native_id()] = set()
     while True:
         jobs.get().help()
 
@@ -182,7 +193,7 @@ def _keep_from_here() -> None:
     """
     cpu = _current_cpu()
     others = set() if cpu is None else os.sched_getaffinity(0) - {cpu}
-    for thread, before in tuple(_cpus.items()) if others else ():
+    for thread, before in _cpus.copy().items() if others else ():
         if others != before:
             with suppress(OSError):  # forbidden, as in some containers
                 os.sched_setaffinity(thread, others)
@@ -203,7 +214,7 @@ def _current_cpu() -> int | None:
 
 def _forget() -> None:
     global _jobs, _helping, _cpus, _lock, _callers
-    _jobs, _helping, _cpus, _lock, _callers = SimpleQueue(), [], {}, threading.Lock(), 0
+    _jobs, _helping, _cpus, _lock, _callers = SimpleQueue(), [], {}, threading.RLock(), 0
 
 
 # Threads do not follow into a forked child, and a lock may be held there by nobody.

@@ -175,7 +175,7 @@ def focal_loss(
 ) -> Tensor:
     """See `portable_ops.focal_loss`; of class indices with softmax."""
     missed = cross_entropy(logits, target, class_axis=class_axis, ignore_index=ignore_index, reduction="none")
-    loss = missed * (1 - (-missed).exp()) ** gamma
+    loss = missed * (-missed).expm1() ** gamma  # which is even, so that the sign is of no account
     if reduction == "none":
         return loss
     if reduction == "sum":
