@@ -26,6 +26,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "browser: opens a page in a real browser")
     config.addinivalue_line("markers", "many_shapes: calls with so many shapes that compiling each takes long")
     config.addinivalue_line("markers", "gradients: of float64 on backends with gradients")
+    config.addinivalue_line(
+        "markers", "compiles_definitions: as one where that is quicker, so that float64 is tested, too"
+    )
     config.addinivalue_line("markers", "of_backend(name): depends on this backend although it takes no target")
 
 
@@ -42,11 +45,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def is_said_already(item: pytest.Item) -> bool:
-    """Whether a test asks a definition what its kernel says: where definitions are compiled, in half precision."""
+    """Whether a test asks a definition what its kernel says, which is that definition compiled: in all dtypes but float32.
+
+    Each step of a definition is compiled on its own, for every shape: that takes five times as long as the kernel.
+    """
     callspec = getattr(item, "callspec", None)
     target = callspec.params.get("target") if callspec else None
-    half = target is not None and target.backend.compiles and target.dtype in ("float16", "bfloat16")
-    return half and "definition" in callspec.id.split("-")
+    if target is None or not target.backend.compiles or "definition" not in callspec.id.split("-"):
+        return False
+    cheap = any(map(item.get_closest_marker, ("gradients", "compiles_definitions")))
+    return target.dtype not in (("float32", "float64") if cheap else ("float32",))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

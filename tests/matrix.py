@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -88,6 +88,11 @@ class Target:
 
     def numpy(self, array: Any) -> Any:
         return self.backend.to_numpy(array)
+
+    def grad(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The gradient by the first argument; a definition's compiled as one where else every step of it would be."""
+        gradient = self.backend.grad(function)
+        return self.backend.jit(gradient) if self.backend.compiles and dispatch._mode.standard_only else gradient
 
     def supports(self, dtype: str) -> bool:
         if not hasattr(self.xp, dtype) or (self.device_name == "no_x64" and "64" in dtype):

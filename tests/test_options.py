@@ -71,7 +71,10 @@ def check(
 @pytest.mark.parametrize("shape", [(5,), (1, 5), (4, 1), (1, 1), (), (3, 1, 1), (1, 4, 5)], ids=str)
 def test_where_is_broadcast(target: Target, rng: np.random.Generator, shape: tuple[int, ...]) -> None:
     x, where = rng.normal(size=(3, 4, 5)), np.asarray(rng.random(shape) < 0.6)
-    for axis in (-1, (0, 1), None):
+    # Where every call is compiled, one of the axes for each shape; all of them in float32.
+    every: tuple[Any, ...] = (-1, (0, 1), None)
+    costly = target.backend.compiles and target.dtype != "float32"
+    for axis in every[len(shape) % 3 :][:1] if costly else every:
         check(target, ULP, "softmax", x, axis=axis, where=where)
         check(target, LOSS, "log_softmax", x, axis=axis, where=where, oracle=_quiet(oracles.log_softmax))
         check(target, LOSS, "logsumexp", x, axis=axis, where=where, oracle=_quiet(oracles.logsumexp))
@@ -240,6 +243,8 @@ SHAPES = ((7,), (5, 7), (1, 7), (5, 1), (), (6, 1, 1), (6, 5, 7), (2, 1, 5, 7), 
 def test_masks_and_biases_of_any_shape(
     target: Target, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, key_heads: int, block: int | None
 ) -> None:
+    if block is not None and target.backend.compiles and not dispatch._mode.standard_only:
+        pytest.skip("the kernel's blocks have 32 rows and more: test_jax_transforms.py has them")
     if block is not None:
         monkeypatch.setattr("portable_ops.attention.BLOCK_ELEMENTS", block)
     query, key = rng.normal(size=(2, 6, 5, 4)), rng.normal(size=(2, key_heads, 7, 4))
@@ -248,7 +253,9 @@ def test_masks_and_biases_of_any_shape(
     every = itertools.product(shapes, (False, True), (("mask",), ("bias",), ("mask", "bias")))
     # Where every call is compiled, or its definition takes thousands of tasks, both at once for each shape, and causal for
     # every other: the definition is the same code on NumPy.
+    # Heads in groups change those alone that have an axis of heads.
     costly = target.backend.compiles or (target.backend.lazy and dispatch._mode.standard_only)
+    shapes = shapes[-5:] if costly and key_heads < 6 else shapes
     few = zip(shapes, itertools.cycle((False, True)), itertools.repeat(("mask", "bias")), strict=False)
     for shape, is_causal, given in few if costly else every:
         arrays = {"mask": np.asarray(rng.random(shape) < 0.6), "bias": np.asarray(rng.normal(size=shape))}
@@ -305,7 +312,7 @@ def test_memory_of_attention_with_options(kind: str) -> None:
 
 
 def gradient(target: Target, function: Callable[..., Any], x: Floats) -> Floats:
-    return values(target, target.backend.grad(lambda array: target.xp.sum(function(array)))(target.array(x)))
+    return values(target, target.grad(lambda array: target.xp.sum(function(array)))(target.array(x)))
 
 
 @pytest.mark.gradients
