@@ -68,6 +68,12 @@ class Target:
         """Whether labels out of range raise without being asked to: on the host, in a lazy call by the kernels alone."""
         return self.on_host and not (self.backend.lazy and dispatch._mode.standard_only)
 
+    @property
+    def samples_options(self) -> bool:
+        """Whether options in combination are tried in part: where a call is compiled or planned, but for one target of each."""
+        usual = self.dtype == "float32" and not self.special and not dispatch._mode.standard_only
+        return (self.backend.compiles or self.backend.lazy) and not usual
+
     def computed(self, result: Any) -> None:
         """Have lazy results computed, with the errors that this raises."""
         self.backend.synchronize(*(result if isinstance(result, tuple) else (result,)))

@@ -331,6 +331,8 @@ def test_counts_beyond_the_integers_of_float32(target: Target) -> None:
     require_counts(target)
     if target.name == "array-api-strict":
         pytest.skip("sorting 2**24 labels through array-api-strict shows nothing more")
+    if target.dtype != "float32" and not target.backend.compiles:  # JAX counts in int64 beside float64 alone
+        pytest.skip("labels have no floating dtype: the same as in float32")
     labels = target.array(np.zeros(2**24 + 3, np.uint8))
     counts = po.intersection_and_union(labels, labels, 1, validate=False)
     assert int(counts.intersection[0]) == 2**24 + 3
