@@ -14,7 +14,7 @@ import importlib
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
@@ -27,10 +27,11 @@ ENTRY_POINT_GROUP = "portable_ops.backends"
 Array = Any
 """An array of any library that follows the array API standard."""
 
-Signatures = Callable[[tuple[Array, ...]], Iterable[Any] | None]
-"""What `Backend.signatures_of` is."""
-
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+def always(*args: Any, **kwargs: Any) -> None:
+    """The `why_not` of a kernel that serves every call."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,19 +46,28 @@ class Kernel:
         ``"module:name"`` of a callable with the operation's own signature. It is imported when first used.
     why_not : callable
         Takes the call's arguments; returns None if the kernel serves this call, else the reason in a few words. It must
-        be cheap: dispatch asks it on every call.
+        be cheap: dispatch asks it on every call. Devices, gradients, strides, values and modes are its matter.
+    why_never : callable or None
+        The same, asked before, for what follows from types, dtypes, shapes and options alone: dispatch remembers it. Of
+        arrays among the keyword arguments it may ask anything, as calls with these are not remembered.
     smallest : int
         Elements of the first array (`Backend.size_of`) from which on the kernel is worth asking, or loading.
     traceable : bool
-        Whether the kernel may serve traced calls. Such kernels are imported with the backend, as nothing can be
-        imported while a compiler traces.
+        Whether the kernel may serve calls that a compiler traces (`Backend.is_traced`). Such kernels are imported with
+        the backend, as nothing can be imported meanwhile.
     """
 
     name: str
     function: str
-    why_not: Callable[..., str | None]
+    why_not: Callable[..., str | None] = always
+    why_never: Callable[..., str | None] | None = None
     smallest: int = 0
     traceable: bool = False
+
+    def why_declined(self, *args: Any, **kwargs: Any) -> str | None:
+        """The reason of either kind."""
+        reason = None if self.why_never is None else self.why_never(*args, **kwargs)
+        return self.why_not(*args, **kwargs) if reason is None else reason
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,13 +105,19 @@ class Backend:
         ``(array)``: False for tracers, fake and lazy arrays, whose values do not exist.
     on_host : callable
         ``(array)``: whether the values lie in memory that the CPU reads without a transfer.
+    is_contiguous : callable or None
+        ``(array)``: whether the elements lie side by side in memory, in C order; None where arrays have no strides.
     size_of : callable
         ``(array)``: the number of elements, or, where a trace would be tied to it, one larger than any.
-    signatures_of : callable or None
-        ``(arrays)``: dtype and shape of each, hashable, by which dispatch remembers that arguments passed their check; None
-        where a trace would be tied to them. Without it nothing is remembered.
+    remembered : bool
+        Whether dispatch may remember calls by the arrays' types, dtypes and shapes, which must be hashable.
+    is_traced : str
+        ``"module:name"`` of ``()``: whether a compiler traces the call, and would tie it to what is remembered.
     synchronize : callable
         ``(*arrays)``: return once the arrays' values are there, which computes lazy ones. Timers call it.
+    device_seconds : callable or None
+        ``(function, device)``: call the function, which launches work, and return the seconds that the device's own clock has
+        between its state before and after it. Timers show them beside the host's.
     rng, uniform : callable
         ``rng(seed, device=None)`` makes a generator; ``uniform(rng, shape, dtype, device)`` draws from [0, 1), `dtype`
         being the library's own.
@@ -150,9 +166,12 @@ class Backend:
     allowing: Callable[[str], AbstractContextManager[Any]] = lambda dtype: nullcontext()
     is_concrete: Callable[[Array], bool] = lambda array: True
     on_host: Callable[[Array], bool] = lambda array: True
+    is_contiguous: Callable[[Array], bool] | None = None
     size_of: Callable[[Array], int] = lambda array: math.prod(array.shape)
-    signatures_of: Signatures | None = None
+    remembered: bool = False
+    is_traced: str = ""
     synchronize: Callable[..., None] = lambda *arrays: None
+    device_seconds: Callable[[Callable[[], Any], Any], float] | None = None
     rng: Callable[..., Any] | None = None
     uniform: Callable[..., Array] | None = None
     split: Callable[[Any, int], Any] | None = None
@@ -247,10 +266,6 @@ def get_backend(name: str, /) -> Backend:
     if not backend.is_installed():
         raise ValueError(f"name: got {name!r}, whose library is not installed; try `pip install {backend.install}`")
     return backend
-
-
-def always(*args: Any, **kwargs: Any) -> None:
-    """The `why_not` of a kernel that serves every call."""
 
 
 def loaded_class(path: str) -> type | None:

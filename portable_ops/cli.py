@@ -6,6 +6,7 @@ An entry point names a function for typer. Its name is the subcommand's; a line 
 
 from __future__ import annotations
 
+import itertools
 import sys
 from importlib import metadata
 from typing import Any
@@ -29,6 +30,9 @@ SUMMARIES = {
 EXTRAS = {"evaluate": "files"}
 """The extra that a subcommand needs, if not ``bench``."""
 
+UNUSABLE, INTERRUPTED = 2, 130
+"""Exit statuses."""
+
 MISSING_COMMAND_LINE = 'portable-ops: the command line needs the extra "cli": python -m pip install "portable-ops[cli]"'
 
 
@@ -47,11 +51,69 @@ def main() -> None:
     )
     app.callback()(_options(typer))
     asked = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), None)
-    for entry in sorted(metadata.entry_points(group=ENTRY_POINT_GROUP), key=lambda entry: entry.name):
+    entries = sorted(metadata.entry_points(group=ENTRY_POINT_GROUP), key=lambda entry: entry.name)
+    if asked is not None and asked not in (names := [entry.name for entry in entries]):
+        sys.exit(_fail(f"portable-ops: got {asked!r}; expected one of {', '.join(names)}"))
+    for entry in entries:
         # Only the subcommand that was asked for is loaded; the others show their name and their line of help.
         function = _load(entry) if entry.name == asked else _unloaded
         app.command(entry.name, help=None if entry.name == asked else SUMMARIES.get(entry.name))(function)
-    app()
+    command = typer.main.get_command(app)
+    usage: Any = typer.BadParameter.__base__  # UsageError, which has no public name there
+    try:
+        code = command.main(prog_name="portable-ops", standalone_mode=False)
+    except typer.Abort:
+        print("portable-ops: interrupted", file=sys.stderr)
+        code = INTERRUPTED
+    except usage as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+            code = UNUSABLE
+        else:
+            code = _fail(f"portable-ops: {_complaint(error)}")
+    sys.exit(code)
+
+
+def _complaint(error: Any) -> str:
+    """What is wrong with a command line, in one line and in the words of every other error here."""
+    path = error.ctx.command_path if error.ctx else " ".join(sys.argv[1:2])
+    command = path.removeprefix("portable-ops").strip()
+    where = f"{command}: " if command else ""
+    seek = f"see portable-ops {command}{' ' if command else ''}--help"
+    match type(error).__name__:
+        case "NoSuchOption":
+            meant = " or ".join(error.possibilities or ()) or f"an option that there is ({seek})"
+            return f"{where}got {error.option_name}; expected {meant}"
+        case "MissingParameter":
+            text = (error.param.help or "a value").rstrip(".")
+            return f"{where}got no {_name(error.param)}; expected {text[0].lower()}{text[1:]}"
+        case "BadParameter" if error.param is None:  # raised by a command, with words of its own
+            return f"{where}{error.param_hint + ': ' if error.param_hint else ''}{error.message}"
+        case "BadParameter":
+            name, message = _name(error.param), error.message.rstrip(".").partition(", ")[0]
+            for begins, instead in (
+                ("Input should be greater", "expected a number greater"),
+                ("Input should be", "expected"),
+            ):
+                message = message.replace(begins, instead)
+            return f"{where}{name}: got {_given(name)!r}; {message}"
+        case _:
+            message = error.format_message().rstrip(".")
+            return f"{where}{message[0].lower()}{message[1:]}; {seek}"
+
+
+def _name(parameter: Any) -> str:
+    """An option as it is written; an argument by its name."""
+    written = [option for option in parameter.opts if option.startswith("--")]
+    return str(written[0] if written else parameter.name)
+
+
+def _given(option: str) -> str:
+    """What was given for an option: the last time it was."""
+    words = sys.argv[1:]
+    found = [word.partition("=")[2] for word in words if word.startswith(f"{option}=")]
+    found += [after for word, after in itertools.pairwise(words) if word == option]
+    return found[-1] if found else ""
 
 
 def _options(typer: Any) -> Any:
@@ -86,4 +148,4 @@ def _load(entry: metadata.EntryPoint) -> Any:
 
 def _fail(message: str) -> int:
     print(message, file=sys.stderr)
-    return 2
+    return UNUSABLE

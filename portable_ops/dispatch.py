@@ -3,8 +3,8 @@
 A definition is a function of the array namespace and the operation's own arguments that uses the array API standard
 alone. `operation` makes the public function of it. The path of a call is: one dictionary look-up by `type(x)`, one
 check that is the same for every backend, then the backend's kernels in order, each asked `why_not`. `explain` asks
-the same questions. Of several arrays without options, whose check takes longer than to look them up, dispatch remembers
-that they passed it; what kernels are asked, which depends on gradients, memory and values, it asks on every call.
+the same questions. What follows from types, dtypes, shapes and options alone is remembered; what kernels are asked that
+depends on gradients, memory or values is asked on every call.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
-from portable_ops.backend import Array, Backend, Kernel
+from portable_ops.backend import Kernel, always
 from portable_ops.joining import is_joined, join
 from portable_ops.routes import (
     KERNELS,
     ROUTES,
     Namespace,
+    Plan,
     Route,
     load_kernel,
     meet,
@@ -109,76 +110,78 @@ def operation(
 
     def decorate(definition: Callable[Concatenate[Namespace, P], R]) -> Callable[P, R]:
         op = _register(definition, check, keyword_arrays, differentiable=differentiable, public=public)
-        name, count, keywords = op.name, len(op.arrays), op.keyword_arrays
+        name, count, keywords = op.name, len(op.arrays), frozenset(op.keyword_arrays)
+        assert 1 <= count <= 3  # `call` writes out as many
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if not args or (_was_used and _mode.standard_only):
+                return call_in_full(args, kwargs)
+            x = args[0]
+            meet(type(x))
+            route = ROUTES.get(type(x))
+            if route is None or (plans := route.plans) is None:
+                return call_in_full(args, kwargs)
+            if (is_traced := route.is_traced) is not None and is_traced():
+                return call_in_full(args, kwargs)
+            # By hand, as this is most of what a call costs that is not its work.
+            key: Any
+            try:
+                if count == 1:
+                    key = name, type(x), x.dtype, x.shape
+                elif count == 2:
+                    y = args[1]
+                    key = name, type(x), x.dtype, x.shape, type(y), y.dtype, y.shape
+                else:
+                    y, z = args[1], args[2]
+                    key = name, type(x), x.dtype, x.shape, type(y), y.dtype, y.shape, type(z), z.dtype, z.shape
+                if not route.one_device:
+                    key = key, *map(route.backend.device_of, args[:count])
+                if len(args) > count:
+                    options = args[count:]
+                    key = (key, options, type(options[0])) if len(options) == 1 else (key, options, *map(type, options))
+                if kwargs:
+                    key = key, *kwargs.items(), *map(type, kwargs.values())
+                plan = plans.get(key)
+            except _NOT_TO_BE_REMEMBERED:
+                key = plan = None
+            if plan is None:
+                return call_in_full(args, kwargs, key)
+            asked, certain = plan
+            for kernel in asked:
+                if (kernel.why_not(*args, **kwargs) if kwargs else kernel.why_not(*args)) is None:
+                    certain = KERNELS.get(kernel.function) or load_kernel(kernel.function)
+                    break
+            return certain(*args, **kwargs) if kwargs else certain(*args)
 
         def call_in_full(args: Any, kwargs: Any, key: Any = None) -> Any:
             route = None
             if args:
                 meet(type(args[0]))
                 route = ROUTES.get(type(args[0]))
-            if route is None or not is_joined(route, args, kwargs, count, keywords):
+            if route is None or not is_joined(route, args, kwargs, count, op.keyword_arrays):
                 route, args, kwargs = join(op, args, kwargs)
                 key = None
             try:
                 check(route.xp, *args, **kwargs)
             except TypeError as error:
                 raise _call_error(op, error, args, kwargs) from None
+            if key is not None and keywords.isdisjoint(kwargs) and _may_be_kept(args, kwargs, count):
+                remember(route, key, _plan(op, route, args, kwargs))
             backend = route.backend
-            if key is not None and _may_be_kept(args, count):
-                remember(route.checked, key, _large_enough(backend, name, args[0]))
             if not (_was_used and _mode.standard_only):
+                traced = route.is_traced is not None and route.is_traced()
                 for kernel in backend.kernels.get(name, ()):
-                    if kernel.smallest and backend.size_of(args[0]) < kernel.smallest:
+                    if (traced and not kernel.traceable) or (
+                        kernel.smallest and backend.size_of(args[0]) < kernel.smallest
+                    ):
                         continue
-                    if kernel.why_not(*args, **kwargs) is None:
+                    if kernel.why_declined(*args, **kwargs) is None:
                         return (KERNELS.get(kernel.function) or load_kernel(kernel.function))(*args, **kwargs)
             if not route.has_adapter:
                 return _defined_for_stranger(op, route, args, kwargs)
             return definition(route.xp, *args, **kwargs)
 
-        # Below are the same steps for arrays without options, where to pass *args and **kwargs on takes half of the time.
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if kwargs or not args or (_was_used and _mode.standard_only):
-                return call_in_full(args, kwargs)
-            meet(type(args[0]))
-            route = ROUTES.get(type(args[0]))
-            if route is None or route.signatures_of is None:
-                return call_in_full(args, kwargs)
-            key = kernels = None
-            try:
-                signatures = route.signatures_of(args[:count])
-                if signatures is not None:
-                    key = name, *signatures, *map(type, args), args[count:]
-                    kernels = route.checked.get(key)
-            except _NOT_TO_BE_REMEMBERED:
-                key = None
-            if kernels is None:
-                return call_in_full(args, kwargs, key)
-            for kernel in kernels:
-                if kernel.why_not(*args) is None:
-                    return (KERNELS.get(kernel.function) or load_kernel(kernel.function))(*args)
-            return definition(route.xp, *args)  # type: ignore[call-arg]
-
-        def call_of_one(*args: Any, **kwargs: Any) -> Any:
-            if len(args) != 1 or kwargs or (_was_used and _mode.standard_only):
-                return call_in_full(args, kwargs)
-            (x,) = args
-            meet(type(x))
-            route = ROUTES.get(type(x))
-            if route is None or not route.has_adapter:
-                return call_in_full(args, kwargs)
-            check(route.xp, x)  # type: ignore[call-arg]
-            backend = route.backend
-            for kernel in backend.kernels.get(name, ()):
-                if kernel.smallest and backend.size_of(x) < kernel.smallest:
-                    continue
-                if kernel.why_not(x) is None:
-                    return (KERNELS.get(kernel.function) or load_kernel(kernel.function))(x)
-            return definition(route.xp, x)  # type: ignore[call-arg]
-
-        chosen: Callable[P, R] = call_of_one if count == 1 else call
-        function = functools.wraps(definition)(chosen)
+        function = functools.wraps(definition)(cast("Callable[P, R]", call))
         function.__signature__ = op.signature  # type: ignore[attr-defined]
         return function
 
@@ -238,19 +241,30 @@ def _register(
     return op
 
 
-# What a list raises, a tensor without a shape, and a shape with symbols in it.
-_NOT_TO_BE_REMEMBERED = AttributeError, RuntimeError, TypeError
+# What a missing argument raises, a list, a tensor without a shape, and a shape with symbols in it.
+_NOT_TO_BE_REMEMBERED = AttributeError, IndexError, RuntimeError, TypeError, ValueError
 
 
-def _may_be_kept(args: tuple[Any, ...], count: int) -> bool:
+def _may_be_kept(args: tuple[Any, ...], kwargs: dict[str, Any], count: int) -> bool:
     """Whether sizes and options are plain; torch also takes tensors for them, which are hashable, and would be kept alive."""
     sizes = {type(size) for array in args[:count] for size in array.shape}
-    return sizes <= {int} and {type(value) for value in args[count:]} <= {bool, int, float, str, type(None)}
+    options = {type(value) for value in (*args[count:], *kwargs.values())}
+    return sizes <= {int} and options <= {bool, int, float, str, type(None)}
 
 
-def _large_enough(backend: Backend, name: str, x: Array) -> tuple[Kernel, ...]:
-    """The kernels that are worth asking for an array of this size."""
-    return tuple(one for one in backend.kernels.get(name, ()) if not one.smallest or backend.size_of(x) >= one.smallest)
+def _plan(op: Operation, route: Route, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
+    """The kernels to ask on every call with arguments like these, and what serves when all of them decline."""
+    asked: list[Kernel] = []
+    for kernel in route.backend.kernels.get(op.name, ()):
+        if kernel.smallest and route.backend.size_of(args[0]) < kernel.smallest:
+            continue
+        if kernel.why_never is not None and kernel.why_never(*args, **kwargs) is not None:
+            continue
+        if kernel.why_not is not always:
+            asked.append(kernel)
+        else:
+            return tuple(asked), KERNELS.get(kernel.function) or load_kernel(kernel.function)
+    return tuple(asked), functools.partial(op.definition, route.xp)
 
 
 def _call_error(op: Operation, error: TypeError, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TypeError:
@@ -323,7 +337,7 @@ def explain(op: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Expla
         elif route.backend.size_of(args[0]) < kernel.smallest:
             reason = f"fewer than {kernel.smallest} elements"
         else:
-            reason = kernel.why_not(*args, **kwargs)
+            reason = kernel.why_declined(*args, **kwargs)
         if reason is None:
             return Explanation(name, route.backend.name, kernel.name, tuple(declined))
         declined.append((kernel.name, reason))

@@ -10,6 +10,29 @@ from pathlib import Path
 from typing import IO
 
 
+def require_writable(path: Path) -> None:
+    """A file can be written there, as far as can be seen before; its folder is made.
+
+    Raises
+    ------
+    OSError
+        It cannot.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"{path}: got a folder that cannot be made ({error.strerror}); expected a file to write"
+        ) from None
+    if path.is_dir():
+        raise OSError(f"{path}: got a folder, which cannot be written; expected a file")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):  # what permissions say is not the whole truth
+            pass
+    except OSError as error:
+        raise OSError(f"{path}: got a folder that cannot be written to ({error.strerror}); expected another") from None
+
+
 @contextmanager
 def replaced(path: Path) -> Iterator[IO[bytes]]:
     """A file to write beside the one named, renamed at the end: a reader sees the old content or the new, never a part.

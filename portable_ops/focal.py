@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from portable_ops.activations import log_softmax
 from portable_ops.backend import Array
 from portable_ops.checks import (
@@ -16,10 +14,10 @@ from portable_ops.checks import (
 )
 from portable_ops.dispatch import operation
 from portable_ops.labels import ignored_labels, in_range, one_hot, require_in_range, widened
+from portable_ops.losses import cross_entropy
 from portable_ops.precision import as_dtype, returned, summed, working
 from portable_ops.reduction import product, reduced
 from portable_ops.routes import Namespace, values_are_at_hand
-from portable_ops.standard import picked_along
 from portable_ops.targets import along, class_axis_of, holds_indices, require_class_weight, require_mask_ignorable
 
 
@@ -143,21 +141,23 @@ def focal_loss(
         return _kept(xp, loss, None, ignored, reduction, dtype)
     wide = widened(xp, target)
     ignored = ignored_labels(xp, target, ignore_index)
-    if values_are_at_hand(target):
-        require_in_range(xp, "target", target, logits.shape[axis], None if ignored is None else ~ignored)
     if activation == "sigmoid":
-        t = one_hot(xp, wide, z.shape[axis], axis, z.dtype)
+        checked = values_are_at_hand(target)
+        if checked:
+            require_in_range(xp, "target", target, z.shape[axis], None if ignored is None else ~ignored)
+        t = one_hot(xp, wide, z.shape[axis], axis, z.dtype, checked=checked)
         everywhere = None if ignored is None else xp.broadcast_to(xp.expand_dims(ignored, axis=axis), z.shape)
         t = t if everywhere is None else xp.where(everywhere, 0.0, t)
         loss = _sigmoid_losses(xp, z, t, w, axis, gamma, alpha)
         return _kept(xp, loss, None, everywhere, reduction, dtype)
-    valid = in_range(wide, z.shape[axis])
-    index = xp.where(valid, wide, 0)
-    logs = picked_along(xp, log_softmax(z, axis=axis), index, axis)
-    # A label that could not be refused above is not lost silently: it makes the loss nan.
-    loss = xp.where(valid, _focused(xp, logs, gamma), math.nan)
-    weights = None if w is None else xp.reshape(xp.take(w, xp.reshape(index, (-1,))), index.shape)
-    return _kept(xp, loss if weights is None else loss * weights, weights, ignored, reduction, dtype)
+    # It refuses labels that name no class, or makes nan of them.
+    missed = cross_entropy(z, target, class_axis=axis, ignore_index=ignore_index, reduction="none")
+    loss = _focused(xp, -missed, gamma)
+    if w is None:
+        return _kept(xp, loss, None, ignored, reduction, dtype)
+    index = xp.where(in_range(wide, z.shape[axis]), wide, 0)
+    weights = xp.reshape(xp.take(w, xp.reshape(index, (-1,))), index.shape)
+    return _kept(xp, loss * weights, weights, ignored, reduction, dtype)
 
 
 def _kept(
@@ -174,7 +174,11 @@ def _focused(xp: Namespace, logs: Array, gamma: float) -> Array:
     """``-(1 - p) ** gamma * log p`` of logarithms."""
     if not gamma:
         return -logs
-    # Of 0, a power below 1 has no gradient; and where p is 1, its logarithm is 0 anyway.
+    if gamma >= 2:
+        # Rounding may leave a logarithm a little above 0, and numbers below 0 have no powers but whole ones.
+        missing = xp.expm1(logs)
+        return -logs * (missing if gamma % 2 == 0 else xp.abs(missing)) ** gamma
+    # Of 0, a power below 1 has no gradient, nor that below 2 a second; and where p is 1, its logarithm is 0 anyway.
     missing = -xp.expm1(logs)
     some = missing > 0
     return xp.where(some, -logs * xp.where(some, missing, 1.0) ** gamma, 0.0 * logs)

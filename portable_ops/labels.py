@@ -80,6 +80,10 @@ def require_in_range(
     `counted` marks the elements that matter; None is all of them.
     """
     wide = widened(xp, labels)
+    looked_at = wide if counted is None else xp.where(counted, wide, 0)
+    # The smallest and the largest tell as much as a comparison of each, with fewer passes.
+    if 0 in wide.shape or (int(xp.min(looked_at)) >= 0 and int(xp.max(looked_at)) < num_classes):
+        return
     bad = ~in_range(wide, num_classes)
     if counted is not None:
         bad = bad & counted
@@ -96,11 +100,14 @@ def require_in_range(
         )
 
 
-def one_hot(xp: Namespace, wide: Array, num_classes: int, axis: int, dtype: Any) -> Array:
-    """Widened labels with a class axis put in: 1 at the label's class, 0 elsewhere; nan if the label names no class."""
+def one_hot(xp: Namespace, wide: Array, num_classes: int, axis: int, dtype: Any, *, checked: bool) -> Array:
+    """Widened labels with a class axis put in: 1 at the label's class, 0 elsewhere.
+
+    A label that names no class makes nan, or 0 where labels have been `checked` and it is of no account.
+    """
     wide = xp.expand_dims(wide, axis=axis)
     shape = [1] * wide.ndim
     shape[axis] = num_classes
     classes = xp.reshape(xp.arange(num_classes, dtype=wide.dtype, device=device_of(wide)), tuple(shape))
     hot = xp.astype(wide == classes, dtype)
-    return xp.where(in_range(wide, num_classes), hot, math.nan)
+    return hot if checked else xp.where(in_range(wide, num_classes), hot, math.nan)

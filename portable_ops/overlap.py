@@ -144,9 +144,10 @@ def masks(
         classes = class_axis_of(class_axis, pred, "pred")
         wide = widened(xp, target)
         dropped = ignored_labels(xp, target, ignore_index)
-        if values_are_at_hand(target):
+        checked = values_are_at_hand(target)
+        if checked:
             require_in_range(xp, "target", target, pred.shape[classes], None if dropped is None else ~dropped)
-        t = one_hot(xp, wide, pred.shape[classes], classes, p.dtype)
+        t = one_hot(xp, wide, pred.shape[classes], classes, p.dtype, checked=checked)
         ignored = None if dropped is None else xp.expand_dims(dropped, axis=classes)
     if ignored is not None:
         p, t = xp.where(ignored, 0.0, p), xp.where(ignored, 0.0, t)

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from portable_ops.backend import Array, Backend, Kernel, Signatures, load, loaded_class, registered_backends
+from portable_ops.backend import Array, Backend, Kernel, load, loaded_class, registered_backends
 
 Namespace = Any
 """A module that follows the array API standard."""
 
 
-@dataclass(frozen=True, eq=False)
+Plan = tuple[tuple[Kernel, ...], Callable[..., Any]]
+"""The kernels to ask on every call, and the kernel or definition that serves when these decline."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class Route:
     """What dispatch needs to know of an array type, found once per type.
 
-    `checked` remembers calls without options whose arguments passed their check, by all that the check looks at, with the
-    kernels that are worth asking for arrays of that size.
+    `plans` remembers calls whose arguments passed their check, by all that the check looks at; None if nothing is remembered.
     """
 
     backend: Backend
@@ -29,8 +32,8 @@ class Route:
     kinds: dict[Any, str] = field(default_factory=dict)
     one_device: bool = True
     has_adapter: bool = True
-    signatures_of: Signatures | None = None
-    checked: dict[Any, tuple[Kernel, ...]] = field(default_factory=dict)
+    is_traced: Callable[[], bool] | None = None
+    plans: dict[Any, Plan] | None = None
 
 
 ROUTES: dict[type, Route] = {}
@@ -103,11 +106,12 @@ MOST_REMEMBERED = 2**12
 """Calls of different shapes that are remembered, for each array library."""
 
 
-def remember(table: dict[Any, tuple[Kernel, ...]], key: Any, kernels: tuple[Kernel, ...]) -> None:
+def remember(route: Route, key: Any, plan: Plan) -> None:
     """Add to a table, which is emptied when it is full. Threads may do so at once: an entry lost is found again."""
-    if len(table) >= MOST_REMEMBERED:
-        table.clear()
-    table[key] = kernels
+    if route.plans is not None:
+        if len(route.plans) >= MOST_REMEMBERED:
+            route.plans.clear()
+        route.plans[key] = plan
 
 
 def load_kernel(path: str) -> Callable[..., Any]:
@@ -122,9 +126,15 @@ def route_of_backend(backend: Backend) -> Route:
     route = _ROUTE_OF_BACKEND.get(backend.name)
     if route is None:
         xp = importlib.import_module(backend.namespace)
-        one_device = len(backend.devices()) < 2
         # One winner if two threads come here at once: routes are compared by identity.
-        found = Route(backend, xp, _kinds(xp), one_device, signatures_of=_signatures_of(backend, one_device))
+        found = Route(
+            backend,
+            xp,
+            _kinds(xp),
+            one_device=len(backend.devices()) < 2,
+            is_traced=load(backend.is_traced) if backend.is_traced else None,
+            plans={} if backend.remembered else None,
+        )
         route = _ROUTE_OF_BACKEND.setdefault(backend.name, found)
         for path in backend.array_types:
             taken = loaded_class(path)
@@ -135,19 +145,6 @@ def route_of_backend(backend: Backend) -> Route:
                 if kernel.traceable:
                     load_kernel(kernel.function)
     return route
-
-
-def _signatures_of(backend: Backend, one_device: bool) -> Signatures | None:
-    """The backend's own, with the devices of arrays where there are several."""
-    own = backend.signatures_of
-    if own is None or one_device:
-        return own
-
-    def with_devices(arrays: tuple[Array, ...]) -> Iterable[Any] | None:
-        signatures = own(arrays)
-        return None if signatures is None else (*signatures, *map(backend.device_of, arrays))
-
-    return with_devices
 
 
 def _stranger(value: Array) -> Route:

@@ -258,14 +258,14 @@ def _areas(pred: Array, target: Array, num_classes: int, ignore_index: int | Non
     return intersection_and_union(pred, target, num_classes, ignore_index=ignore_index, validate=validate)
 
 
-def _of_areas(function: Callable[[Array, Array], Array], areas: Areas, shape: tuple[int, ...]) -> Array:
+def _of_areas(function: Callable[..., Array], areas: Areas, shape: tuple[int, ...], **options: Any) -> Array:
     """The function of intersection and union, later where these are computed later."""
-    arrays = (areas.intersection, areas.union)
     route = route_of(areas.union)
     assert route is not None
     if route.backend.deferred is None:
-        return function(*arrays)
-    return route.backend.deferred(function, arrays, shape, default_dtype(route.xp, areas.union, "real floating"))
+        return function(areas.intersection, areas.union, **options)
+    arrays, dtype = (areas.intersection, areas.union), default_dtype(route.xp, areas.union, "real floating")
+    return route.backend.deferred(partial(function, **options), arrays, shape, dtype)
 
 
 @composed(intersection_and_union)
@@ -315,7 +315,7 @@ def class_iou(
     """
     require_number_or_nan("absent", absent)
     areas = _areas(pred, target, num_classes, ignore_index, validate)
-    return _of_areas(partial(divided, absent=float(absent)), areas, (num_classes,))
+    return _of_areas(divided, areas, (num_classes,), absent=float(absent))
 
 
 @composed(intersection_and_union)
@@ -381,8 +381,8 @@ def mean_iou(
     else:
         require_number_or_nan("absent", absent)
     areas = _areas(pred, target, num_classes, ignore_index, validate)
-    rule = absent if isinstance(absent, str) else float(absent)
-    return _of_areas(partial(mean_of_areas, first=0 if include_background else 1, absent=rule), areas, ())
+    rule = absent if absent == "skip" else float(absent)
+    return _of_areas(mean_of_areas, areas, (), first=0 if include_background else 1, absent=rule)
 
 
 def mean_of_areas(intersection: Array, union: Array, first: int, absent: Any) -> Array:

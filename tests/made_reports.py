@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from portable_ops_bench.model import (
     SCHEMA_VERSION,
@@ -27,6 +28,7 @@ HERE = Environment(
     packages={"numpy": "2.0"}, threads={"openblas": 2},
 )  # fmt: skip
 DATA = Path(__file__).with_name("data")
+HOSTILE = "<script>alert(1)</script><!--"
 
 
 def timing(samples: Sequence[float], rounds: int | None = None, first_call: float = 1e-3) -> Timing:
@@ -115,6 +117,25 @@ def small_report() -> Report:
     ]
     sentinels = [Sentinel(backend="torch", process=0, before=1e-3, after=1.2e-3)]
     return report(results, ceilings=ceilings, sentinels=sentinels)
+
+
+def hostile_report() -> Report:
+    """Names that would run if they were taken for HTML."""
+    made = small_report()
+    changed = []
+    for one in made.results:
+        cell = one.cell
+        if cell.backend == "torch":
+            cell = msgspec.structs.replace(cell, backend=HOSTILE)
+        if cell.operation == "sigmoid":
+            cell = msgspec.structs.replace(cell, operation=f"sigmoid{HOSTILE}", case=f"sigmoid{HOSTILE}")
+        changed.append(
+            msgspec.structs.replace(
+                one, cell=cell, kernel=HOSTILE if one.kernel else "", reason=HOSTILE if one.reason else ""
+            )
+        )
+    others = {"results": changed, "command": HOSTILE, "created": HOSTILE, "notes": [HOSTILE]}
+    return msgspec.structs.replace(made, **others)
 
 
 def recorded(name: str, choose: Any) -> list[Result]:

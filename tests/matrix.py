@@ -14,8 +14,8 @@ import pytest
 from portable_ops_bench.case import Tolerance
 
 from portable_ops import dispatch
-from portable_ops.backend import Backend, registered_backends
-from portable_ops.routes import backend_of, dtype_name, namespace_of, route_of_backend
+from portable_ops.backend import Backend, Kernel, load, registered_backends
+from portable_ops.routes import KERNELS, backend_of, dtype_name, namespace_of, route_of_backend
 
 # Where a machine has none of a backend's devices, its tests are there, and skip.
 EXPECTED_DEVICES = {"cupy": ("cuda:0",)}
@@ -183,17 +183,47 @@ def strictest() -> Iterator[None]:
         strict.reset_array_api_strict_flags()
 
 
+def plans_of(backend: Backend) -> dict[Any, Any]:
+    """What dispatch remembers of a backend's calls."""
+    plans = route_of_backend(backend).plans
+    return {} if plans is None else plans
+
+
 @contextmanager
 def _all_large(backend: Backend) -> Iterator[None]:
     """Arrays of the backend are of more elements than any kernel's smallest."""
-    before, checked = backend.size_of, route_of_backend(backend).checked
+    before, plans = backend.size_of, plans_of(backend)
     object.__setattr__(backend, "size_of", lambda array: sys.maxsize if before(array) else 0)  # the dataclass is frozen
-    checked.clear()  # dispatch has seen small arrays
+    plans.clear()  # dispatch has seen small arrays
     try:
         yield
     finally:
         object.__setattr__(backend, "size_of", before)
-        checked.clear()
+        plans.clear()
+
+
+@contextmanager
+def watched_kernels(backend: Backend, operation: str) -> Iterator[list[str]]:
+    """The names of the operation's kernels as they run."""
+    ran: list[str] = []
+    plans = plans_of(backend)
+
+    def watched(kernel: Kernel) -> Callable[..., Any]:
+        def run(*args: Any, **options: Any) -> Any:
+            ran.append(kernel.name)
+            return load(kernel.function)(*args, **options)
+
+        return run
+
+    before = dict(KERNELS)
+    KERNELS.update({kernel.function: watched(kernel) for kernel in backend.kernels.get(operation, ())})
+    plans.clear()  # dispatch remembers the kernels themselves
+    try:
+        yield ran
+    finally:
+        KERNELS.clear()
+        KERNELS.update(before)
+        plans.clear()
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ import msgspec
 import numpy as np
 from made_reports import HERE, noisy, report, result, small_report, sweep, timing
 from portable_ops_bench import stored
-from portable_ops_bench.model import Report, Result, Sentinel, Status
+from portable_ops_bench.model import Parity, Report, Result, Sentinel, Span, Status, Watch
 from portable_ops_bench.reporting import noise, summary
 from portable_ops_bench.reporting.analysis import Analysis
 from portable_ops_bench.reporting.crossover import advice, crossings, crossover
@@ -212,6 +213,22 @@ def test_doubts() -> None:
     assert "varied by 30% over the run" in " ".join(noise.ledger(disturbed))
 
 
+def test_the_front_of_speed_and_error() -> None:
+    def one(backend: str, median: float, ulp: float, **kinds: Any) -> Result:
+        made = result("sigmoid", "1000 elements", backend, [timing([median])], **kinds)
+        return msgspec.structs.replace(made, parity=Parity(max_error=0.0, max_ulp=ulp, share=0.1))
+
+    fast, exact = one("torch", 1.0, 3.0), one("numpy", 3.0, 0.5, way="definition")
+    both, slow, level = one("numpy", 2.0, 1.0), one("jax", 2.5, 2.0), one("dask", 4.0, 0.5)
+    host = one("torch", 2.2, 0.9, start="host")
+    wrong = msgspec.structs.replace(one("cupy", 0.1, 0.1), status=Status.PARITY)
+    analysis = Analysis(report([fast, exact, both, slow, level, host, wrong]))
+    assert {key for start, key in analysis.front if start == "resident"} == {r.cell.key for r in (fast, both, exact)}
+    # Where data start on the host, NumPy's stand among the others.
+    assert {key for start, key in analysis.front if start == "host"} == {r.cell.key for r in (both, host, exact)}
+    assert [row["on_front"] for row in analysis.summaries()] == [True, True, True, False, False, True, False]
+
+
 def test_which_measured_interpolated_extrapolated() -> None:
     results = [*sweep("numpy", 2e-6, 1e9), *sweep("torch", 20e-6, 4e9)]
     analysis = Analysis(report(results))
@@ -225,6 +242,7 @@ def test_which_measured_interpolated_extrapolated() -> None:
     (found,) = which(analysis, "sigmoid", 3_000_000, "float32")
     assert found.estimates[0].how == "interpolated"
     assert found.estimates[0].seconds == pytest.approx(0.77e-3, rel=0.05)
+    assert "about 780 µs (interpolated" in found.sentence  # two digits, as it was not measured
     (found,) = which(analysis, "sigmoid", 10**8, "float32")
     assert found.estimates[0].how == "extrapolated"
     assert found.estimates[0].seconds == pytest.approx(25e-3, rel=0.05)
@@ -245,14 +263,42 @@ def test_which_says_what_the_report_has(asked: tuple[str, str, str], said: str) 
         which(Analysis(report(sweep("numpy", 1e-6, 1e9))), operation, 100, dtype, start=start)
 
 
-GOLDEN = Path(__file__).with_name("data") / "report-version-2.json"
+DATA = Path(__file__).with_name("data")
+GOLDEN = DATA / "report-version-3.json"
 
 
-def test_golden_report_keeps_loading() -> None:
-    golden = stored.load(GOLDEN)
-    assert len(golden.results) == 35
+@pytest.mark.parametrize("version", [2, 3])
+def test_golden_reports_keep_loading(version: int) -> None:
+    golden = stored.load(DATA / f"report-version-{version}.json")
+    assert golden.schema_version == version
+    assert len(golden.results) == {2: 35, 3: 36}[version]
     assert "sigmoid" in summary.verdicts(Analysis(golden))[0]
     assert msgspec.json.decode(msgspec.json.encode(golden), type=Report) == golden
+    told = " ".join(noise.ledger(golden))
+    assert ("Clocks, temperatures and throttling were not recorded" in told) == (version == 2)
+
+
+def test_the_golden_report_has_all_that_a_version_added() -> None:
+    golden = stored.load(GOLDEN)
+    assert golden.watches == [
+        Watch(
+            backend="torch", process=0, device="cpu", clock=Span(before=3000, after=2900, lowest=2800, highest=3100),
+            temperature=Span(before=40, after=60, lowest=50, highest=70), throttled={"core throttle": 1}, steal=0.01,
+        ),
+        Watch(backend="torch", process=0, device="cuda:0"),
+    ]  # fmt: skip
+    assert golden.environment.precision == {"torch.backends.cuda.matmul.allow_tf32": "False"}
+    assert golden.environment.devices == ["A GPU, driver 1"]
+    assert golden.results[0].timings[0].process == 0
+    assert golden.results[0].timings[0].device_time == 4e-6
+    assert [one.cell.layout for one in golden.results] == 35 * ["contiguous"] + ["strided"]
+
+
+def test_recorded_reports_of_the_project_can_be_read() -> None:
+    recorded = list((Path(__file__).parents[1] / "benchmarks" / "results").glob("*-cpus.json"))
+    assert recorded
+    for path in recorded:
+        assert summary.verdicts(Analysis(stored.load(path)))
 
 
 def test_published_schema_is_in_step() -> None:
@@ -268,7 +314,8 @@ def test_published_schema_is_in_step() -> None:
         (b"", "no report"),
         (b"[]", "no report"),
         (GOLDEN.read_bytes()[:-200], "no report"),
-        (b'{"schema_version": 1, "results": []}', "got schema version 1; expected 2"),
+        (b'{"schema_version": 1, "results": []}', "got schema version 1; expected 2 to 3"),
+        (b'{"schema_version": 4, "results": []}', "got schema version 4; expected 2 to 3"),
         (b'{"schema_version": 2, "results": []}', "missing required field"),
         (b'{"benchmarks": []}', "no report"),
         (b"\xff\xfe", "no report"),

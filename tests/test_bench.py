@@ -20,7 +20,8 @@ from portable_ops_bench.floor import floor_of
 from portable_ops_bench.images import NUM_CLASSES, PHOTOGRAPHS, task_of
 from portable_ops_bench.measuring import memory, process, run
 from portable_ops_bench.measuring.guards import GuardError, check_parity, require_here, require_unchanged
-from portable_ops_bench.measuring.ways import bytes_to_rotate
+from portable_ops_bench.measuring.watch import stolen_seconds, tells_clock
+from portable_ops_bench.measuring.ways import ON_DEVICE, bytes_to_rotate, prepare
 from portable_ops_bench.model import SCHEMA_VERSION, Cell, Report, Result, Status
 from portable_ops_bench.registry import case_by_name
 
@@ -101,6 +102,18 @@ def test_cold_inputs_leave_the_last_cache_or_the_cell_says_why_not() -> None:
         bytes_to_rotate(480 * mib, 2**31)
 
 
+def test_cold_inputs_on_a_device_leave_its_cache_not_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("portable_ops_bench.measuring.ways.last_level_cache", lambda: 2**20)
+    monkeypatch.setattr("portable_ops_bench.measuring.ways.ON_DEVICE", 2**24)
+    assert ON_DEVICE >= 5 * 126e6
+    case, host = primary_case("sigmoid"), inputs.call_of("sigmoid", "100000 elements")
+    for device, least in (("cpu", 2**22), ("cuda:0", 2**24)):
+        cell = Cell(case="sigmoid", operation="sigmoid", input="100000 elements", backend="numpy", device=device,
+                    dtype="float32", cache="cold")  # fmt: skip
+        found = prepare(cell, case, host, fake(to_device=lambda name: None))
+        assert least <= found.rotated_bytes < least + 400_000
+
+
 def test_peak_memory_is_what_lies_beside_the_inputs(report: Report) -> None:
     if not memory.STATUS.exists():
         pytest.skip("there is no high-water mark to read")
@@ -121,6 +134,15 @@ def test_what_surrounds_the_cells_is_in_the_report(report: Report) -> None:
     assert not report.quick
     assert {sentinel.process for sentinel in report.sentinels} == {0, 1}
     assert all(0 < s.before < 1 and 0 < s.after < 1 for s in report.sentinels)
+    assert [(watch.backend, watch.process, watch.device) for watch in report.watches] == [
+        ("numpy", 0, "cpu"), ("numpy", 1, "cpu"),
+    ]  # fmt: skip
+    for watch in report.watches:
+        assert (watch.clock is not None) == tells_clock()
+        assert (watch.steal is not None) == (stolen_seconds() is not None)
+        assert watch.steal is None or 0 <= watch.steal <= report.environment.logical_cpus
+    assert {timing.process for result in report.results for timing in result.timings} == {0, 1}
+    assert all(timing.device_time is None for result in report.results for timing in result.timings)
     assert {(c.backend, c.dtype) for c in report.ceilings} == {("numpy", "float32")}
     assert report.environment.threads
     assert set(report.environment.threads.values()) == {run.Options().threads}
@@ -336,6 +358,5 @@ def test_files_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
 
 def test_a_cell_is_known_by_its_key() -> None:
     cell = Cell(case="a", operation="b", input="c", backend="d", device="e", dtype="f")
-    assert (
-        Result(cell=cell, status=Status.OK).cell.key == "a | c | d | e | f | dispatched | throughput | warm | resident"
-    )
+    key = "a | c | d | e | f | dispatched | throughput | warm | resident | contiguous"
+    assert Result(cell=cell, status=Status.OK).cell.key == key

@@ -16,6 +16,8 @@ from portable_ops_bench.cases import OPERATION_NAMES, primary_case
 from portable_ops_bench.inputs import call_of, real_inputs
 from portable_ops_bench.measuring.guards import check_parity
 from portable_ops_bench.measuring.timers import parts_of
+from portable_ops_bench.measuring.ways import prepare
+from portable_ops_bench.model import Cell
 
 from portable_ops import get_backend
 
@@ -37,6 +39,19 @@ def test_peers_agree_on_a_photograph(case: Case, name: str) -> None:
     parity = check_parity(parts_of(peer.function(*call.args, **call.options)), expected, peer.tolerance, backend)
     assert 0 <= parity.mean_ulp <= parity.max_ulp
     assert parity.share <= 1
+
+
+def test_each_compiled_cell_has_a_compiled_function_of_its_own() -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    backend, name = get_backend("torch"), "100 elements"
+    for operation in OPERATION_NAMES[
+        : torch._dynamo.config.recompile_limit + 1
+    ]:  # more than torch compiles of one function
+        case = primary_case(operation)
+        cell = Cell(case=case.name, operation=operation, input=name, backend="torch", device="cpu", dtype="float32",
+                    way="compiled")  # fmt: skip
+        prepared = prepare(cell, case, call_of(case.name, name), backend)
+        torch.testing.assert_close(prepared.function(), case.run(prepared.call))
 
 
 def as_parts(value: Any) -> tuple[Any, ...]:

@@ -31,8 +31,21 @@ from portable_ops.dispatch import OPERATIONS
 
 
 class Later(quaint.Array):
+    # In the order of their launch, as on a stream.
+
+    last = None
+
     def __init__(self, make):
-        self.thread = threading.Thread(target=lambda: self.__dict__.update(made=make()))
+        before = Later.last
+
+        def work():
+            if before is not None:
+                before.join()
+            EVENTS.append(time.perf_counter())
+            self.made = make()
+            EVENTS.append(time.perf_counter())
+
+        Later.last = self.thread = threading.Thread(target=work)
         self.thread.start()
 
     @property
@@ -77,6 +90,18 @@ def wait(*arrays):
         array.values
 
 
+EVENTS = []
+
+
+def device_seconds(function, device):
+    # By events that the device notes down itself, at the begin and the end of its work.
+    assert device == "cuda:0", device
+    EVENTS.clear()
+    function()
+    Later.last.join()
+    return EVENTS[-1] - EVENTS[0]
+
+
 mode = os.environ["BRITTLE"]
 WORK = 0.1 if mode == "forgets" else 0.02
 kernels = {
@@ -84,11 +109,13 @@ kernels = {
     "hangs": {"sigmoid": "hang_later"},
     "forgets": {"sigmoid": "later"},
     "waits": {"sigmoid": "later"},
+    "on a device": {"sigmoid": "later"},
     "works": {},
+    "lays out by itself": {},
 }[mode]
 backend = dataclasses.replace(
-    stranger, name="brittle", asynchronous=mode in ("forgets", "waits"),
-    synchronize=wait if mode == "waits" else stranger.synchronize,
+    stranger, name="brittle", asynchronous=mode in ("forgets", "waits", "on a device"),
+    synchronize=wait if mode in ("waits", "on a device") else stranger.synchronize,
     kernels={
         operation: (Kernel(name=name, function=f"brittle:{name}", why_not=lambda *args, **options: None),)
         for operation, name in kernels.items()
@@ -96,6 +123,14 @@ backend = dataclasses.replace(
 )
 if mode == "works":
     WORK = 0
+if mode == "lays out by itself":
+    backend = dataclasses.replace(backend, is_contiguous=lambda array: True)
+if mode == "on a device":
+    backend = dataclasses.replace(
+        backend, devices=lambda: ("cuda:0",), device_of=lambda array: "cuda:0", to_device=lambda name: name,
+        from_numpy=lambda array, device=None, dtype=None: stranger.from_numpy(array, None, dtype),
+        device_seconds=device_seconds,
+    )
 """
 
 
@@ -182,6 +217,21 @@ def test_a_forgotten_synchronisation_is_no_number(folder: Path) -> None:
     assert all("not synchronised" in result.reason for result in results.values())
 
 
+def test_arrays_that_are_not_as_they_were_asked_for_are_no_number(folder: Path) -> None:
+    code, _, _, report = bench(
+        folder, "lays out by itself", *SMALL, "--sizes", "400", "--ops", "sigmoid", "--start", "resident",
+        "--replicates", "1", "--layouts", "contiguous,strided",
+    )  # fmt: skip
+    assert code == 1
+    found = {
+        (r.cell.layout, r.status, r.reason)
+        for r in report.results
+        if r.cell.backend == "brittle" and "400" in r.cell.input
+    }
+    reason = "an input of shape (1, 19, 5, 5) is contiguous, in a cell that is strided"
+    assert found == {("contiguous", Status.OK, ""), ("strided", Status.GUARD, reason)}
+
+
 def test_work_that_goes_on_after_the_call_is_timed_to_its_end(folder: Path) -> None:
     code, output, results, report = bench(
         folder, "waits", *SMALL, "--ops", "sigmoid", "--start", "resident", "--replicates", "1"
@@ -195,6 +245,25 @@ def test_work_that_goes_on_after_the_call_is_timed_to_its_end(folder: Path) -> N
         assert result.timing.iterations == 1
     assert len(report.sentinels) == 2
     assert {sentinel.process for sentinel in report.sentinels} == {0, 1}
+
+
+def test_a_devices_own_clock_stands_beside_the_hosts(folder: Path) -> None:
+    code, output, results, report = bench(
+        folder, "on a device", *SMALL, "--ops", "sigmoid", "--start", "resident", "--replicates", "1"
+    )
+    assert code == 0, output
+    assert {result.cell.device for result in results.values()} == {"cuda:0"}
+    for result in results.values():
+        assert result.timing is not None and result.timing.device_time is not None
+        assert 0.02 <= result.timing.device_time < 0.2
+        assert result.timing.device_time != result.timing.median
+        assert result.timing.process == 0 or result.timing.process == 1
+    assert all(
+        result.timing.device_time is None for result in report.results if result.timing and result.cell.device == "cpu"
+    )
+    # There is no driver that tells of such a device, and that is said.
+    (told,) = [one for one in report.watches if one.device == "cuda:0"]
+    assert (told.backend, told.clock, told.temperature, told.throttled) == ("brittle", None, None, None)
 
 
 def test_ctrl_c_keeps_what_was_measured_and_the_rest_can_be_taken_up(folder: Path) -> None:

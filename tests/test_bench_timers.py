@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-pytest.importorskip("msgspec", reason="the extra bench is not installed")
+msgspec = pytest.importorskip("msgspec", reason="the extra bench is not installed")
 pytest.importorskip("psutil", reason="the extra bench is not installed")
 pytest.importorskip("threadpoolctl", reason="the extra bench is not installed")
 
@@ -64,8 +65,19 @@ class Device:
         self.time.sleep(self.transfer)
         return np.zeros(1)
 
+    def device_seconds(self, function: Callable[[], Any], device: Any) -> float:
+        """Between two events of its own: each takes note of the time at which the work before it is done."""
+        begin = max(self.free_at, self.time.now)
+        function()
+        end = max(self.free_at, self.time.now)
+        self.time.until(end)
+        return end - begin
+
     def backend(self, **changes: Any) -> Backend:
-        given = {"to_numpy": self.to_numpy, "synchronize": self.synchronize, "asynchronous": True, **changes}
+        given = {
+            "to_numpy": self.to_numpy, "synchronize": self.synchronize, "asynchronous": True,
+            "device_seconds": self.device_seconds, **changes,
+        }  # fmt: skip
         return replace(NUMPY, **given)
 
 
@@ -129,6 +141,37 @@ def test_samples_are_thinned_to_order_statistics() -> None:
     assert np.median(timing.samples) == pytest.approx(timing.median, rel=0.02)
 
 
+# --- the device's own clock
+
+
+@pytest.mark.parametrize(
+    ("work", "launch", "each"),
+    [
+        (1.0, 0.1, (0.1 + 5 * 1.0) / 5),  # launches go on while the device works
+        (0.01, 0.1, (5 * 0.1 + 0.01) / 5),  # the device waits for launches: the gaps are in it
+    ],
+)
+def test_device_time_is_what_lies_between_two_events(work: float, launch: float, each: float) -> None:
+    time = FakeTime()
+    device = Device(time, work=work, launch=launch)
+    told = timers.time_on_device(device.call, device.backend(), "cuda:0", iterations=5, rounds=3)
+    assert told == pytest.approx(each)
+    # The host's clock has its wait in it, and whatever else the host does.
+    time.tick = 0.5
+    clock = timers.Clock(device.synchronize, in_order=True, read=time)
+    start = clock()
+    for _ in range(5):
+        clock.launched(device.call())
+    assert (clock() - start) / 5 > told
+
+
+def test_no_device_time_without_a_clock_of_the_device() -> None:
+    device = Device(FakeTime(), work=1.0)
+    assert timers.time_on_device(device.call, device.backend(), "cpu", iterations=1, rounds=1) is None
+    without = device.backend(device_seconds=None)
+    assert timers.time_on_device(device.call, without, "cuda:0", iterations=1, rounds=1) is None
+
+
 # --- a forgotten synchronisation
 
 
@@ -184,6 +227,8 @@ def ceiling(kind: str, size: int, rate: float, dtype: str = "float32") -> Ceilin
 CEILINGS = [
     ceiling("copy", 10**4, 1e10), ceiling("copy", 10**6, 1e8), ceiling("read", 10**6, 4e8), ceiling("exp", 10**6, 1e7),
     ceiling("matmul", 512, 1e9), ceiling("matmul", 1024, 2e9), ceiling("copy", 10**4, 1.0, "float64"),
+    # Floors are made of what all threads do.
+    msgspec.structs.replace(ceiling("copy", 10**6, 1e14), threads=1),
 ]  # fmt: skip
 
 
@@ -234,7 +279,9 @@ def test_ceilings_are_measured_in_the_backends_own_terms() -> None:
     assert not notes
     assert {one.kind for one in found} == {"copy", "read", "exp", "matmul"}
     assert all(1e6 < one.rate < 1e15 for one in found)
-    assert table(found).row_count == 1
+    assert {one.kind for one in found if one.threads == 1} == {"copy"}
+    assert [size for size, _ in bandwidth_curve(found, threads=1)] == [size for size, _ in bandwidth_curve(found)]
+    assert table(found).row_count == 2  # one thread has a row of its own
 
 
 def test_a_ceiling_that_a_backend_does_not_have_is_said() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import portable_ops as po
+from portable_ops.cli import main
 from portable_ops.dispatch import OPERATIONS
 
 BLOCKER = """
@@ -61,10 +62,45 @@ def test_help_lists_the_subcommands_and_loads_none() -> None:
     assert command("--version", without=blocked).stdout.strip() == f"portable-ops {po.__version__}"
 
 
-def test_unknown_subcommand() -> None:
-    done = command("benhc")
-    assert done.returncode == 2
-    assert "benhc" in done.stderr
+COMPLAINTS = {
+    "benhc": "got 'benhc'; expected one of bench, compare, doctor",
+    "--foo": "got --foo; expected an option that there is (see portable-ops --help)",
+    "which": "which: got no operation; expected an operation, such as softmax",
+    "which softmax": "which: got no --size; expected elements of the first array",
+    "which softmax relu --size 3": "which: got unexpected extra argument",
+    "which softmax --siz 3": "which: got --siz",
+    "which softmax --size": "which: option '--size' requires an argument",
+    "which softmax --size many": "which: --size: got 'many'; ",
+    "which softmax --size=0": "which: --size: got '0'; ",
+    "bench extra": "bench: got unexpected extra argument",
+    "compare one.json": "compare: got no after; expected the report",
+    "report a.json b.json": "report: got unexpected extra argument",
+    "doctor --nope": "doctor: got --nope; expected ",
+    "roofline --threads none": "roofline: --threads: got 'none'; ",
+    "ratios --nope": "ratios: got --nope",
+    "ratios --only nothing": "ratios: --only: got 'nothing'; expected part of a row's text",
+    "which softmax --size inf": "which: --size: got inf; expected a number of elements",
+    "bench --layouts fortran": "--layouts: got 'fortran'; expected some of contiguous, strided",
+    "bench --sizes inf": "--sizes: got 'inf'; expected numbers",
+    "bench --json /dev/null/report.json": "/dev/null/report.json: got a folder that cannot be made",
+    "report x.json --html .": ".: got a folder, which cannot be written; expected a file",
+    "report .": ".: got a file that cannot be read (Is a directory); expected a report",
+    "warmup --nope": "warmup: got --nope",
+}
+
+
+@pytest.mark.parametrize("line", COMPLAINTS)
+def test_a_wrong_command_line_gets_one_line(
+    line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("psutil", reason="the extra bench is not installed")
+    monkeypatch.setattr(sys, "argv", ["portable-ops", *line.split()])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    assert ended.value.code == 2
+    assert said.err.startswith(f"portable-ops: {COMPLAINTS[line]}"), said.err
+    assert said.err.count("\n") == 1 and not said.out
 
 
 def test_doctor_shows_backends_kernels_and_gaps() -> None:
@@ -86,7 +122,7 @@ def test_bench_writes_what_it_is_asked_for(tmp_path: Path) -> None:
     json_file, html, text = (tmp_path / name for name in ("r.json", "r.html", "r.md"))
     done = command(
         "bench", "--quick", "--ops", "sigmoid,mean_iou", "--backends", "numpy", "--sizes", "1e3,70000", "--devices", "cpu",
-        "--dtypes", "float32,float64", "--json", str(json_file), "--html", str(html), "--markdown", str(text),
+        "--dtypes", "float32,f64", "--json", str(json_file), "--html", str(html), "--markdown", str(text),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr + done.stdout
     content = json.loads(json_file.read_text())

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,14 @@ def test_threads_at_once(case: Any, target: Target) -> None:
 
 @pytest.mark.parametrize("operation", sorted(OPERATIONS))
 @pytest.mark.parametrize("library", [pytest.param(name, marks=pytest.mark.of_backend(name)) for name in LIBRARIES])
-def test_large_arrays_from_threads_at_once(operation: str, library: str) -> None:
-    # Of a size that kernels with threads of their own take.
+def test_large_arrays_from_threads_at_once(operation: str, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Of a size that kernels take, in parts small enough that they have help from threads of their own.
     pytest.importorskip(library, reason=f"{library} is not installed")
+    if find_spec("numba") is not None:
+        from portable_ops_backends.cpu import binary_cross_entropy, counting, cross_entropy, dice, sigmoid, softmax
+
+        for module in (binary_cross_entropy, counting, cross_entropy, dice, sigmoid, softmax):
+            monkeypatch.setattr(module, "SMALLEST_PART", 2**16)
     target, case = Target(library, "cpu", "float32"), primary_case(operation)
     call = case.make(np.random.default_rng(0), case.sized(2**18)).converted(target.array)
     expected = parts(target, case.run(call))

@@ -50,22 +50,22 @@ def test_devices_are_told_apart_from_none() -> None:
 def test_kernels_decline_by_dtype() -> None:
     own, cupyx = BACKEND.kernels["sigmoid"]
     for dtype in (np.float16, np.float32, np.float64):
-        assert own.why_not(np.zeros(1, dtype)) is None
-    assert own.why_not(np.zeros(1, np.int64)) == "int64 is converted first"
-    assert own.why_not(np.zeros(0, np.float32)) == "size 0"
-    assert cupyx.why_not(np.zeros(1, np.float32)) is None
-    assert cupyx.why_not(np.zeros(1, np.float16)) == "cupyx computes float16 otherwise"
+        assert own.why_declined(np.zeros(1, dtype)) is None
+    assert own.why_declined(np.zeros(1, np.int64)) == "int64 is converted first"
+    assert own.why_declined(np.zeros(0, np.float32)) == "size 0"
+    assert cupyx.why_declined(np.zeros(1, np.float32)) is None
+    assert cupyx.why_declined(np.zeros(1, np.float16)) == "cupyx computes float16 otherwise"
 
 
 def test_kernels_decline_by_shape() -> None:
     (softmax,), (dice,) = BACKEND.kernels["softmax"], BACKEND.kernels["dice_coefficient"]
     x = np.zeros((3, 2**15), np.float32)
-    assert softmax.why_not(x, axis=0) is None
-    assert softmax.why_not(x) == "fewer than 64 rows of more than 16384 elements"
-    assert softmax.why_not(x, axis=None) == "the kernel takes one axis"
-    assert softmax.why_not(x, where=x > 0) == "the kernel has no where="
-    assert dice.why_not(x, x) is None
-    assert dice.why_not(x, x, axis=0) == "what is summed does not lie in one piece of memory"
+    assert softmax.why_declined(x, axis=0) is None
+    assert softmax.why_declined(x) == "fewer than 64 rows of more than 16384 elements"
+    assert softmax.why_declined(x, axis=None) == "the kernel takes one axis"
+    assert softmax.why_declined(x, where=x > 0) == "the kernel has no where="
+    assert dice.why_declined(x, x) is None
+    assert dice.why_declined(x, x, axis=0) == "what is summed does not lie in one piece of memory"
 
 
 @pytest.mark.parametrize(
@@ -90,21 +90,21 @@ def test_attention_goes_by_torch_only_where_torch_is_at_work(monkeypatch: pytest
     by_torch, by_cublas = BACKEND.kernels["scaled_dot_product_attention"]
     small, large = np.zeros((1, 2, 8, 4), np.float32), np.zeros((1, 2, 2048, 8), np.float32)
     monkeypatch.delitem(sys.modules, "torch", raising=False)
-    assert by_torch.why_not(small, small, small) == "torch is not imported"
+    assert by_torch.why_declined(small, small, small) == "torch is not imported"
     for available in (False, True):  # which is all that is asked of torch
         torch = types.ModuleType("torch")
         monkeypatch.setattr(torch, "cuda", types.SimpleNamespace(is_available=lambda a=available: a), raising=False)
         monkeypatch.setitem(sys.modules, "torch", torch)
-        reason = by_torch.why_not(small, small, small)
+        reason = by_torch.why_declined(small, small, small)
         assert reason == (None if available else "this torch has no CUDA")
-    assert by_torch.why_not(small, small, small, is_causal=True) is None
-    assert by_torch.why_not(large, large, large) is None
-    assert by_torch.why_not(large[0], large[0], large[0]) is None
-    assert by_torch.why_not(small[None], small[None], small[None]) == "torch's kernels take four axes"
+    assert by_torch.why_declined(small, small, small, is_causal=True) is None
+    assert by_torch.why_declined(large, large, large) is None
+    assert by_torch.why_declined(large[0], large[0], large[0]) is None
+    assert by_torch.why_declined(small[None], small[None], small[None]) == "torch's kernels take four axes"
     for x in (large.astype(np.float64), large[..., :3]):
-        assert "torch would hold all weights" in by_torch.why_not(x, x, x)
-        assert by_cublas.why_not(x, x, x) is None
-    assert by_cublas.why_not(small, small, small, is_causal=True) == "a mask must keep out what is not finite"
+        assert "torch would hold all weights" in by_torch.why_declined(x, x, x)
+        assert by_cublas.why_declined(x, x, x) is None
+    assert by_cublas.why_declined(small, small, small, is_causal=True) == "a mask must keep out what is not finite"
 
 
 @pytest.mark.parametrize("address", [0, 16])

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from matrix import Target
+from matrix import Target, watched_kernels
 from portable_ops_bench.case import Case
 from portable_ops_bench.cases import CASES
 
 import portable_ops as po
 from portable_ops import backend as backend_module
 from portable_ops import routes
-from portable_ops.backend import load, registered_backends
+from portable_ops.backend import always, load, registered_backends
 from portable_ops.dispatch import OPERATIONS, STEPS
 
 X = np.linspace(-1, 1, 6).reshape(2, 3)
@@ -91,39 +91,33 @@ def test_dtypes_without_a_name_in_the_standard() -> None:
 
 @pytest.mark.many_shapes
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_explain_tells_what_runs(case: Case, target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_explain_tells_what_runs(case: Case, target: Target) -> None:
     if target.device_name == "no_x64":
         pytest.skip("array-api-strict cannot count on a device without int64")
     call = case.make(np.random.default_rng(0), case.shape).converted(target.array)
-    ran: list[str] = []
     operation = "scaled_dot_product_attention" if case.function else OPERATIONS[case.operation].base or case.operation
-    kernels = target.backend.kernels.get(operation, ())
     if case.function is None:
         told = po.explain(case.operation, *call.args, **call.options)
         assert (told.operation, told.backend) == (operation, target.name)
     case.run(call)  # loads what it needs
-    for kernel in kernels:
-        if kernel.function in routes.KERNELS:
-            real = routes.KERNELS[kernel.function]
-
-            def spy(*args: Any, _name: str = kernel.name, _real: Any = real, **options: Any) -> Any:
-                ran.append(_name)
-                return _real(*args, **options)
-
-            monkeypatch.setitem(routes.KERNELS, kernel.function, spy)
-    case.run(call)
-    if case.function is None:
-        assert (ran or ["definition"])[0] == told.chosen
-        declined = [name for name, _ in told.declined]
-        assert declined == [kernel.name for kernel in kernels[: len(declined)]]
-        assert all(reason for _, reason in told.declined)
-        assert str(told).startswith(f"{operation} on {target.name}: {told.chosen}")
-    ran.clear()
-    with po.standard_only():
-        case.run(call)
+    with watched_kernels(target.backend, operation) as ran:
+        for _ in range(2):
+            ran.clear()
+            case.run(call)
+            if case.function is None:
+                assert (ran or ["definition"])[0] == told.chosen
         if case.function is None:
-            assert po.explain(case.operation, *call.args, **call.options).chosen == "definition"
-    assert not ran
+            declined = [name for name, _ in told.declined]
+            kernels = target.backend.kernels.get(operation, ())
+            assert declined == [kernel.name for kernel in kernels[: len(declined)]]
+            assert all(reason for _, reason in told.declined)
+            assert str(told).startswith(f"{operation} on {target.name}: {told.chosen}")
+        ran.clear()
+        with po.standard_only():
+            case.run(call)
+            if case.function is None:
+                assert po.explain(case.operation, *call.args, **call.options).chosen == "definition"
+        assert not ran
 
 
 def test_explain_of_a_bad_call_raises_as_the_call_does() -> None:
@@ -171,15 +165,14 @@ def test_kernels_have_the_signature_of_their_operation(name: str, operation: str
     for steps in ("soft_scores", "tallies"):  # modules that are imported on demand, with steps of their own
         import_module(f"portable_ops.{steps}")
     described = (OPERATIONS | STEPS)[operation]
-    own = inspect.signature(load(kernel.function)).parameters
-    asked = inspect.signature(kernel.why_not).parameters
-    public = described.signature.parameters
-    for parameters in (own, asked):
-        if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            continue  # serves every call
-        assert [(p.name, p.kind, p.default) for p in parameters.values()] == [
-            (p.name, p.kind, p.default) for p in public.values()
-        ]
+    public = [(p.name, p.kind, p.default) for p in described.signature.parameters.values()]
+    for function in (load(kernel.function), kernel.why_not, kernel.why_never or always):
+        parameters = inspect.signature(function).parameters.values()
+        own = [(p.name, p.kind, p.default) for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        if any(p.kind is p.VAR_KEYWORD for p in parameters):  # it looks at some of them, whatever the arrays are called
+            assert {one for one in own if one[1] is not inspect.Parameter.POSITIONAL_ONLY} <= set(public)
+        else:
+            assert own == public
 
 
 def test_a_conforming_array_without_a_backend_is_served_by_the_definitions() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from matrix import kernels_of_any_size
+from matrix import kernels_of_any_size, plans_of, watched_kernels
 
 import portable_ops as po
 from portable_ops import routes
@@ -25,7 +25,7 @@ LABELS = np.asarray([0, 1, 1])
 @pytest.fixture
 def checked() -> dict[Any, Any]:
     """What is remembered of NumPy's arrays: nothing yet."""
-    table = route_of_backend(registered_backends()["numpy"]).checked
+    table = plans_of(registered_backends()["numpy"])
     table.clear()
     return table
 
@@ -34,8 +34,10 @@ def test_a_call_is_remembered_once(checked: dict[Any, Any]) -> None:
     for _ in range(3):
         po.dice_coefficient(P, T)
         po.dice_coefficient(P, T, axis=1)
+        po.dice_coefficient(P, T, axis=(0, 1))
         po.confusion_matrix(LABELS, LABELS, 2)
-    assert len(checked) == 2  # none with an option by name
+        po.cross_entropy(P, LABELS[:2], weight=np.ones(2))
+    assert len(checked) == 3  # none with a tuple or an array among the options
 
 
 @pytest.mark.parametrize(
@@ -131,9 +133,7 @@ def numpy_route(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Route]:
         backend = dataclasses.replace(registered_backends()["numpy"], **changes)
         one_device = len(backend.devices()) < 2
         usual = route_of_backend(registered_backends()["numpy"])
-        route = Route(
-            backend, usual.xp, usual.kinds, one_device, signatures_of=routes._signatures_of(backend, one_device)
-        )
+        route = Route(backend, usual.xp, usual.kinds, one_device, plans={})
         monkeypatch.setitem(ROUTES, np.ndarray, route)
         return route
 
@@ -169,6 +169,30 @@ def test_a_kernel_is_asked_on_every_call(numpy_route: Callable[..., Route], monk
         assert (po.dice_coefficient(array, T) == "other") == (chosen == "other")
 
 
+def test_what_follows_from_the_signature_is_asked_once(
+    numpy_route: Callable[..., Route], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setitem(routes.KERNELS, "nowhere:other", lambda *args, **kwargs: "other")
+
+    def why_never(pred: Any, target: Any, /, *, smooth: float = 0.0, **options: Any) -> str | None:
+        asked.append("never")
+        return "smoothed" if smooth else None
+
+    def why_not(pred: Any, target: Any, /, **options: Any) -> str | None:
+        asked.append("not")
+        return None if pred[0, 0] >= 0 else "negative"
+
+    kernel = Kernel(name="other", function="nowhere:other", why_never=why_never, why_not=why_not)
+    numpy_route(kernels={"dice_coefficient": (kernel,)})
+    for array, smooth, chosen in ((P, 0.0, "other"), (P, 1.0, "definition"), (-P - 1, 0.0, "definition")):
+        assert po.explain(po.dice_coefficient, array, T, smooth=smooth).chosen == chosen
+        po.dice_coefficient(array, T, smooth=smooth)
+        asked.clear()
+        assert (po.dice_coefficient(array, T, smooth=smooth) == "other") == (chosen == "other")
+        assert asked == ([] if smooth else ["not"])
+
+
 def test_arrays_on_two_devices_are_refused_after_a_good_call(numpy_route: Callable[..., Route]) -> None:
     elsewhere = T.copy()
     route = numpy_route(
@@ -176,7 +200,7 @@ def test_arrays_on_two_devices_are_refused_after_a_good_call(numpy_route: Callab
     )
     po.dice_coefficient(P, T)
     po.dice_coefficient(elsewhere, elsewhere)
-    assert len(route.checked) == 2
+    assert route.plans is not None and len(route.plans) == 2
     with pytest.raises(ValueError, match="target: got an array on device there beside one on here"):
         po.dice_coefficient(P, elsewhere)
 
@@ -196,7 +220,7 @@ def test_the_definition_is_asked_for_after_a_kernel_ran(
 def torch() -> Any:
     torch = pytest.importorskip("torch", reason="torch is not installed")
     po.sigmoid(torch.zeros(1))
-    ROUTES[torch.Tensor].checked.clear()
+    plans_of(registered_backends()["torch"]).clear()
     return torch
 
 
@@ -211,30 +235,21 @@ def test_libraries_do_not_mix_after_a_good_call(torch: Any) -> None:
 
 
 @pytest.mark.of_backend("torch")
-def test_what_runs_follows_gradients_layout_and_modes(torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_runs_follows_gradients_layout_and_modes(torch: Any) -> None:
     pytest.importorskip("numba", reason="numba is not installed")
-    ran: list[str] = []
     target = torch.tensor([1, 0])
+    x, rows = torch.tensor(P), torch.tensor(P).requires_grad_()
+    backend = registered_backends()["torch"]
+    with kernels_of_any_size(), watched_kernels(backend, "cross_entropy") as ran:
 
-    def follow(x: Any, weight: Any = None) -> str:
-        options = {} if weight is None else {"weight": weight}
-        told = po.explain(po.cross_entropy, x, target, **options).chosen
-        ran.clear()
-        po.cross_entropy(x, target, **options)
-        assert (ran or ["definition"])[0] == told
-        return told
+        def follow(x: Any, weight: Any = None) -> str:
+            options = {} if weight is None else {"weight": weight}
+            told = po.explain(po.cross_entropy, x, target, **options).chosen
+            ran.clear()
+            po.cross_entropy(x, target, **options)
+            assert (ran or ["definition"])[0] == told
+            return told
 
-    with kernels_of_any_size():
-        po.cross_entropy(torch.tensor(P), target)  # loads what it needs
-        for kernel in registered_backends()["torch"].kernels["cross_entropy"]:
-            real = routes.KERNELS.get(kernel.function) or routes.load_kernel(kernel.function)
-
-            def spy(*args: Any, _name: str = kernel.name, _real: Any = real, **options: Any) -> Any:
-                ran.append(_name)
-                return _real(*args, **options)
-
-            monkeypatch.setitem(routes.KERNELS, kernel.function, spy)
-        x, rows = torch.tensor(P), torch.tensor(P).requires_grad_()
         for _ in range(2):
             assert follow(x) == "numba"
             assert follow(rows) == "torch"  # the kernel has no gradient for rows
@@ -255,7 +270,7 @@ def test_nothing_is_remembered_of_traces(torch: Any) -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    checked = ROUTES[torch.Tensor].checked
+    checked = plans_of(registered_backends()["torch"])
     p, t = torch.rand(3, 2), torch.rand(3, 2)
     expected = po.dice_coefficient(p, t)
     known = len(checked)

@@ -5,6 +5,7 @@ That results are right on a GPU is what the parity suite shows, which runs on ev
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -287,3 +288,15 @@ def test_label_maps_of_many_kinds(name: str) -> None:
         result = po.confusion_matrix(*given, num_classes, ignore_index=3)
         wanted = oracles.confusion_matrix(pred, target, num_classes, ignore_index=3)
         np.testing.assert_array_equal(backend.to_numpy(result), wanted)
+
+
+@on_each()
+def test_the_devices_own_clock_has_no_part_of_the_hosts(name: str) -> None:
+    backend = registered_backends()[name]
+    device = backend.to_device("cuda:0")
+    x = backend.from_numpy(np.ones(10**7, np.float32), device=device)
+    backend.synchronize(po.sigmoid(x))
+    assert backend.device_seconds is not None
+    start = time.perf_counter()
+    told = backend.device_seconds(lambda: [po.sigmoid(x) for _ in range(20)], device)
+    assert 20 * x.nbytes / 1e14 < told < time.perf_counter() - start

@@ -52,6 +52,18 @@ def synchronize(*arrays: Any) -> None:
             _cupy().cuda.get_current_stream().synchronize()
 
 
+def device_seconds(function: Callable[[], Any], device: Any) -> float:
+    """Between CUDA events on the device's current stream, before and after what the function launches."""
+    cuda = _cupy().cuda
+    with device:
+        begin, end = cuda.Event(), cuda.Event()
+        begin.record()
+        function()
+        end.record()
+        end.synchronize()
+    return float(cuda.get_elapsed_time(begin, end)) / 1e3
+
+
 def rng(seed: int, device: Any = None) -> Any:
     """A generator on the device."""
     cupy = _cupy()
@@ -112,14 +124,17 @@ def why_not_torch_attention(
 
 
 def _cuda(
-    module: str, function: str, why_not: Callable[..., str | None], *others: tuple[str, str, Callable[..., str | None]]
+    module: str,
+    function: str,
+    why_never: Callable[..., str | None],
+    *others: tuple[str, str, Callable[..., str | None]],
 ) -> tuple[Kernel, ...]:
     """A kernel of our own, then others: pairs of name and module that have the same function."""
     path = f"portable_ops_backends.cuda.{module}:{function}"
-    kernels = [Kernel(name="cuda", function=path, why_not=why_not)]
+    kernels = [Kernel(name="cuda", function=path, why_never=why_never)]
     for name, place, asked in others:
         path = f"portable_ops_backends.native.{place}:{function}"
-        kernels.append(Kernel(name=name, function=path, why_not=asked))
+        kernels.append(Kernel(name=name, function=path, why_never=asked))
     return tuple(kernels)
 
 
@@ -137,9 +152,12 @@ backend = Backend(
     devices=devices,
     to_device=to_device,
     on_host=lambda array: False,
+    is_contiguous=lambda array: array.flags.c_contiguous,
     synchronize=synchronize,
+    device_seconds=device_seconds,
     rng=rng,
     uniform=uniform,
+    remembered=True,
     dtypes=("float16", "float32", "float64"),
     kernels={
         "softmax": _cuda("activations", "softmax", availability.why_not_softmax),
@@ -159,7 +177,7 @@ backend = Backend(
             Kernel(
                 name="cublas",
                 function="portable_ops_backends.cuda.attention:scaled_dot_product_attention",
-                why_not=availability.why_not_blocks,
+                why_never=availability.why_not_blocks,
             ),
         ),
         "confusion_matrix": _cuda("counting", "confusion_matrix", availability.why_not_counting, _BINCOUNT),

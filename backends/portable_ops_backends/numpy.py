@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -44,17 +43,21 @@ def uniform(generator: Any, shape: tuple[int, ...], dtype: Any, device: Any = No
 
 
 def _numba(
-    module: str, function: str, why_not: Callable[..., str | None], smallest: int = availability.SMALLEST
+    module: str,
+    function: str,
+    why_never: Callable[..., str | None] | None,
+    why_not: Callable[..., str | None] = always,
+    smallest: int = availability.SMALLEST,
 ) -> Kernel:
     path = f"portable_ops_backends.cpu.{module}:{function}"
-    return Kernel(name="numba", function=path, why_not=why_not, smallest=smallest)
+    return Kernel(name="numba", function=path, why_never=why_never, why_not=why_not, smallest=smallest)
 
 
 def _counting(function: str) -> tuple[Kernel, ...]:
     path = f"portable_ops_backends.native.bincount:{function}"
     return (
         _numba("counting", function, availability.why_not_counting),
-        Kernel(name="bincount", function=path, why_not=always),
+        Kernel(name="bincount", function=path),
     )
 
 
@@ -71,8 +74,9 @@ backend = Backend(
     to_numpy=to_numpy,
     install="numpy",
     device_of=device_of,
+    is_contiguous=attrgetter("flags.c_contiguous"),
     size_of=attrgetter("size"),
-    signatures_of=partial(map, attrgetter("dtype", "shape")),
+    remembered=True,
     rng=rng,
     uniform=uniform,
     dtypes=("float16", "float32", "float64"),
@@ -86,9 +90,15 @@ backend = Backend(
         "binary_cross_entropy": (
             _numba("binary_cross_entropy", "binary_cross_entropy", availability.why_not_binary_cross_entropy),
         ),
-        "dice_coefficient": (_numba("dice", "dice_coefficient", availability.why_not_dice),),
+        "dice_coefficient": (_numba("dice", "dice_coefficient", None, availability.why_not_dice),),
         "scaled_dot_product_attention": (
-            _numba("attention", "scaled_dot_product_attention", availability.why_not_attention, smallest=0),
+            _numba(
+                "attention",
+                "scaled_dot_product_attention",
+                availability.why_not_attention,
+                availability.why_not_masked_attention,
+                smallest=0,
+            ),
         ),
         "confusion_matrix": _counting("confusion_matrix"),
         "intersection_and_union": _counting("intersection_and_union"),

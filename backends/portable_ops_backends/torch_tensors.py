@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
-from operator import attrgetter
 from typing import Any
 
 
 def is_concrete(*arrays: Any) -> bool:
     """Whether the values exist: not while compiling, under `torch.func`, or for meta and fake tensors."""
     torch = sys.modules["torch"]
-    # Under a dispatch mode, such as that of fake tensors, operations on real tensors need not give real results.
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+    if torch.compiler.is_compiling():
         return False
-    for array in arrays:
-        if torch._C._functorch.is_functorch_wrapped_tensor(array) or torch._is_functional_tensor(array):
-            return False
+    core = torch._C
+    # Under a dispatch mode, such as that of fake tensors, operations on real tensors need not give real results.
+    if core._len_torch_dispatch_stack():
+        return False
+    if core._functorch.peek_interpreter_stack() is not None and any(map(_is_wrapped, arrays)):
+        return False
+    plain = torch.Tensor
+    for array in arrays:  # noqa: SIM110 (a generator would take longer than the rest)
         # A fake tensor is of a subclass.
-        if array.is_meta or (type(array) is not torch.Tensor and _is_fake(array)):
+        if array.is_meta or (type(array) is not plain and _is_fake(array)):
             return False
     return True
+
+
+def _is_wrapped(array: Any) -> bool:
+    torch = sys.modules["torch"]
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(array) or torch._is_functional_tensor(array))
 
 
 def _is_fake(array: Any) -> bool:
@@ -41,11 +48,3 @@ def size_of(array: Any) -> int:
         return sys.maxsize
     size: int = array.numel()
     return size
-
-
-_dtype_and_shape = attrgetter("dtype", "shape")
-
-
-def signatures_of(tensors: tuple[Any, ...]) -> Iterable[Any] | None:
-    """Dtypes and shapes; none while a compiler traces, which would make guards of them."""
-    return None if sys.modules["torch"].compiler.is_compiling() else map(_dtype_and_shape, tensors)

@@ -22,6 +22,11 @@ class Call:
     args: tuple[Any, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def arrays(self) -> list[Any]:
+        """The arrays among them, of any library."""
+        return [value for value in (*self.args, *self.options.values()) if hasattr(value, "shape")]
+
     def converted(self, change: Callable[[Any], Any]) -> Call:
         """The same call with every array changed."""
 
@@ -34,13 +39,32 @@ class Call:
         """The call with floating arrays rounded to `dtype` and held in float64: what an oracle is to be given."""
         return self.converted(lambda array: _rounded(array, dtype) if array.dtype.kind == "f" else array)
 
-    def on(self, backend: Backend, dtype: str, device: Any = None) -> Call:
-        """The call with arrays of a backend, floating ones in `dtype`, integers as they are."""
+    def on(self, backend: Backend, dtype: str, device: Any = None, layout: str = "contiguous") -> Call:
+        """The call with arrays of a backend, floating ones in `dtype`, integers as they are; in memory as `layout` has it.
+
+        Raises
+        ------
+        NotImplementedError
+            No array has another order than C order.
+        """
+        from portable_ops.routes import namespace_of
 
         def bring(array: np.ndarray[Any, Any]) -> Any:
-            return backend.from_numpy(array, device=device, dtype=dtype if array.dtype.kind == "f" else None)
+            kind = dtype if array.dtype.kind == "f" else None
+            if layout == "contiguous":
+                return backend.from_numpy(np.asarray(array, order="C"), device=device, dtype=kind)
+            # A view of what is contiguous with its axes in reverse order: no library is asked to lay anything out.
+            reverse = backend.from_numpy(np.asarray(array.T, order="C"), device=device, dtype=kind)
+            return namespace_of(backend).permute_dims(reverse, tuple(reversed(range(array.ndim))))
 
+        if layout == "strided" and not any(map(has_orders, self.arrays)):
+            raise NotImplementedError("no input has two axes longer than 1, to be laid out in another order")
         return self.converted(bring)
+
+
+def has_orders(array: Any) -> bool:
+    """Whether the elements may lie in memory in more than one order: with one axis, C and Fortran order are the same."""
+    return sum(length > 1 for length in array.shape) > 1
 
 
 def _rounded(array: np.ndarray[Any, Any], dtype: str) -> np.ndarray[Any, Any]:

@@ -18,22 +18,27 @@ from portable_ops.backend import registered_backends
 from portable_ops_bench import stored
 from portable_ops_bench.doctor import examine
 from portable_ops_bench.measuring import run as running
-from portable_ops_bench.measuring.plan import CACHES, CLOCKS, STARTS, SYNTHETIC_SIZES
+from portable_ops_bench.measuring.plan import CACHES, CLOCKS, DTYPES, LAYOUTS, STARTS, SYNTHETIC_SIZES, dtype_of
 from portable_ops_bench.measuring.ways import usable_cpus
 from portable_ops_bench.model import Report
-from portable_ops_bench.refusing import refuse
+from portable_ops_bench.refusing import refuse, require_all_writable
 from portable_ops_bench.registry import primary_cases, use_files
 from portable_ops_bench.reporting.analysis import Analysis
 from portable_ops_bench.reporting.written import write
 
 QUICK_SIZES = (100_000,)
 REPLICATES = 3
-DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
-def listed(value: str, allowed: tuple[str, ...] | None, option: str) -> tuple[str, ...]:
-    """A list with commas, each of its items one of those allowed."""
-    items = tuple(item.strip() for item in value.split(",") if item.strip())
+def items_of(value: str | list[str] | None) -> tuple[str, ...]:
+    """The items of an option: with commas between, given more than once, or both."""
+    joined = value if isinstance(value, str) else ",".join(value or ())
+    return tuple(item.strip() for item in joined.split(",") if item.strip())
+
+
+def listed(value: str | list[str] | None, allowed: tuple[str, ...] | None, option: str) -> tuple[str, ...]:
+    """An option's items, each of them one of those allowed."""
+    items = items_of(value)
     for item in items:
         if allowed is not None and item not in allowed:
             refuse(f"{option}: got {item!r}; expected some of {', '.join(allowed)}")
@@ -41,11 +46,15 @@ def listed(value: str, allowed: tuple[str, ...] | None, option: str) -> tuple[st
 
 
 def bench(
-    ops: Annotated[str, typer.Option(help="Operations, with commas between. All if empty.")] = "",
-    backends: Annotated[str, typer.Option(help="Backends, with commas between. All if empty.")] = "",
-    devices: Annotated[str, typer.Option(help="Devices, such as cpu,cuda:0. All if empty.")] = "",
-    dtypes: Annotated[str, typer.Option(help="Floating dtypes, with commas between.")] = "float32",
-    sizes: Annotated[str, typer.Option(help="Sizes in elements of inputs drawn at random, such as 1e4,1e6.")] = "",
+    ops: Annotated[list[str] | None, typer.Option(help="Operations, with commas between. All if empty.")] = None,
+    backends: Annotated[list[str] | None, typer.Option(help="Backends, with commas between. All if empty.")] = None,
+    devices: Annotated[list[str] | None, typer.Option(help="Devices, such as cpu,cuda:0. All if empty.")] = None,
+    dtypes: Annotated[
+        list[str] | None, typer.Option(help="Floating dtypes, with commas between. float32 if empty.")
+    ] = None,
+    sizes: Annotated[
+        list[str] | None, typer.Option(help="Sizes in elements of inputs drawn at random, such as 1e4,1e6.")
+    ] = None,
     real: Annotated[bool, typer.Option("--real/--synthetic", help="Photographs as input, or random arrays.")] = True,
     cases: Annotated[
         list[Path] | None, typer.Option(help="A Python file with CASES of your own, measured instead.")
@@ -57,15 +66,21 @@ def bench(
     seed: Annotated[int, typer.Option(help="Of the order in which cells are measured.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="That every library is to use. All CPUs.")] = None,
     clock: Annotated[
-        str, typer.Option(help="throughput,latency: seconds per call of many, or of one. Both; the first if quick.")
-    ] = "",
+        list[str] | None,
+        typer.Option(help="throughput,latency: seconds per call of many, or of one. Both; the first if quick."),
+    ] = None,
     cache: Annotated[
-        str, typer.Option(help="warm,cold: the same inputs again, or others. Both; the first if quick.")
-    ] = "",
-    start: Annotated[str, typer.Option(help="resident,host: where inputs lie. Both; the first if quick.")] = "",
+        list[str] | None, typer.Option(help="warm,cold: the same inputs again, or others. Both; the first if quick.")
+    ] = None,
+    start: Annotated[
+        list[str] | None, typer.Option(help="resident,host: where inputs lie. Both; the first if quick.")
+    ] = None,
+    layouts: Annotated[
+        list[str] | None, typer.Option(help="contiguous,strided: in which order elements lie in memory. The first.")
+    ] = None,
     compiled: Annotated[
-        str, typer.Option(help="Backends whose own compiler is measured, too. Those that compile anyway.")
-    ] = "",
+        list[str] | None, typer.Option(help="Backends whose own compiler is measured, too. Those that compile anyway.")
+    ] = None,
     peers: Annotated[bool | None, typer.Option(help="Measure what other libraries have. Yes, unless quick.")] = None,
     memory: Annotated[bool | None, typer.Option(help="Measure peak memory. Yes, unless quick.")] = None,
     ceilings: Annotated[bool, typer.Option(help="Measure what the machine can do at most.")] = True,
@@ -94,12 +109,13 @@ def bench(
         operations=listed(ops, known, "--ops") or own,
         backends=listed(backends, registered, "--backends"),
         devices=listed(devices, None, "--devices"),
-        dtypes=listed(dtypes, DTYPES, "--dtypes"),
+        dtypes=_dtypes(dtypes),
         sizes=_sizes(sizes) or (QUICK_SIZES if quick else SYNTHETIC_SIZES if drawn else ()),
         real=not drawn,
         clocks=listed(clock, CLOCKS, "--clock") or CLOCKS[: 1 if quick else None],
         caches=listed(cache, CACHES, "--cache") or CACHES[: 1 if quick else None],
         starts=listed(start, STARTS, "--start") or STARTS[: 1 if quick else None],
+        layouts=listed(layouts, LAYOUTS, "--layouts") or LAYOUTS[:1],
         compiled=listed(compiled, registered, "--compiled") or (() if quick else None),
         peers=not quick if peers is None else peers,
         memory=not quick if memory is None else memory,
@@ -117,6 +133,7 @@ def bench(
     if earlier is not None:
         options = running.resumed(options, earlier)
     target = json or resume
+    require_all_writable(target, html, markdown_file)
     console = Console()
     columns = (TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bars:
@@ -149,9 +166,11 @@ def bench(
 
 
 def roofline(
-    backends: Annotated[str, typer.Option(help="Backends, with commas between. All if empty.")] = "",
-    devices: Annotated[str, typer.Option(help="Devices, such as cpu,cuda:0. All if empty.")] = "",
-    dtypes: Annotated[str, typer.Option(help="Floating dtypes, with commas between.")] = "float32",
+    backends: Annotated[list[str] | None, typer.Option(help="Backends, with commas between. All if empty.")] = None,
+    devices: Annotated[list[str] | None, typer.Option(help="Devices, such as cpu,cuda:0. All if empty.")] = None,
+    dtypes: Annotated[
+        list[str] | None, typer.Option(help="Floating dtypes, with commas between. float32 if empty.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="That every library is to use. All CPUs.")] = None,
 ) -> None:
     """Measure what the machine can do at most, on every backend: the ceilings that floors are made of."""
@@ -160,7 +179,7 @@ def roofline(
     options = running.Options(
         backends=listed(backends, tuple(sorted(registered_backends())), "--backends"),
         devices=listed(devices, None, "--devices"),
-        dtypes=listed(dtypes, DTYPES, "--dtypes"),
+        dtypes=_dtypes(dtypes),
         threads=threads or usable_cpus(),
     )
     console = Console()
@@ -188,7 +207,7 @@ def _known_operations() -> tuple[str, ...]:
 
 SELECTION = (
     "--ops", "--backends", "--devices", "--dtypes", "--sizes", "--real", "--synthetic", "--quick", "--replicates", "--seed",
-    "--clock", "--cache", "--start", "--compiled", "--peers", "--no-peers",
+    "--clock", "--cache", "--start", "--layouts", "--compiled", "--peers", "--no-peers",
 )  # fmt: skip
 
 
@@ -223,13 +242,18 @@ def doctor() -> None:
     examine(Console())
 
 
-def _sizes(value: str) -> tuple[int, ...]:
+def _dtypes(value: list[str] | None) -> tuple[str, ...]:
+    return listed([dtype_of(item) for item in items_of(value)], tuple(DTYPES), "--dtypes") or ("float32",)
+
+
+def _sizes(value: list[str] | None) -> tuple[int, ...]:
+    items = items_of(value)
     try:
-        sizes = tuple(int(float(item)) for item in value.split(",") if item.strip())
-    except ValueError:
-        refuse(f"--sizes: got {value!r}; expected numbers such as 1e4,1e6")
+        sizes = tuple(int(float(item)) for item in items)
+    except (ValueError, OverflowError):
+        refuse(f"--sizes: got {','.join(items)!r}; expected numbers such as 1e4,1e6")
     if any(size < 1 for size in sizes):
-        refuse(f"--sizes: got {value!r}; expected sizes of at least 1")
+        refuse(f"--sizes: got {','.join(items)!r}; expected sizes of at least 1")
     return sizes
 
 

@@ -1,11 +1,14 @@
-"""What is installed here, what serves what, what is missing, and what would spoil timings."""
+"""What is installed here, what serves what, what is missing, what timings depend on, and what would spoil them."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
 from importlib import metadata
 from importlib.util import find_spec
 
 import numpy as np
+import psutil
 from portable_ops_backends.cpu.availability import is_numba_installed
 from portable_ops_backends.cpu.threads import allowed_threads
 from rich.console import Console
@@ -18,6 +21,9 @@ from portable_ops.dispatch import OPERATIONS
 from portable_ops_bench import environment
 from portable_ops_bench.cases import primary_case
 from portable_ops_bench.kernels import kernels
+from portable_ops_bench.measuring.libraries import reduced
+from portable_ops_bench.measuring.watch import Reading, instruments
+from portable_ops_bench.model import Environment
 
 ELEMENTS = 100_000
 """Enough for the kernels that leave small arrays alone."""
@@ -35,7 +41,10 @@ def examine(console: Console) -> None:
     if is_numba_installed():
         console.print(_compiled())
         console.print("portable-ops warmup compiles them for the usual dtypes; NUMBA_CACHE_DIR names another folder.")
-    for line in _missing() + _spoilers():
+    here = environment.describe()  # now that the libraries are loaded
+    readings = {device: one.read() for device, one in instruments(_device_names()).items()}
+    console.print(_pace(here, readings))
+    for line in _missing() + spoilers(here, readings):
         console.print(line, style="yellow", markup=False)
 
 
@@ -128,12 +137,55 @@ def _missing() -> list[str]:
             lines.append(f"{backend.library} is not installed: python -m pip install {backend.install}")
         elif backend.is_installed() and not backend.devices():
             lines.append(f"{backend.name} is installed, and finds no device on this machine")
+    if find_spec("pynvml") is None and any(device.startswith("cuda") for device in _device_names()):
+        lines.append('clocks of GPUs are not watched: python -m pip install "portable-ops[bench-gpu]"')
     return lines
 
 
-def _spoilers() -> list[str]:
+def _device_names() -> list[str]:
+    backends = registered_backends().values()
+    return list(dict.fromkeys(device for one in backends if one.is_installed() for device in one.devices()))
+
+
+def _pace(here: Environment, readings: Mapping[str, Reading]) -> Table:
+    """What timings depend on beside the code, and how libraries compute products of float32."""
+    table = Table(title="what timings depend on", title_justify="left", show_header=False)
+
+    def told(value: object) -> str:
+        return "not known: the machine does not tell" if value is None else str(value)
+
+    table.add_row("CPU governor", told(here.governor))
+    table.add_row("load", told(here.load_after))
+    for device, now in readings.items():
+        name = "CPU" if device == "cpu" else device
+        table.add_row(f"{name} clock", told(None if now.clock is None else f"{now.clock:.0f} MHz"))
+        table.add_row(f"{name} temperature", told(None if now.temperature is None else f"{now.temperature:.0f} °C"))
+        counts = (
+            None if now.throttled is None else [f"{kind} {count}×" for kind, count in now.throttled.items() if count]
+        )
+        when = " since it was started" if device == "cpu" else " now"
+        table.add_row(f"{name} throttled{when}", told(None if counts is None else ", ".join(counts) or "no"))
+        if device == "cpu":
+            share = _stolen_share(now)
+            said = None if share is None else f"{share:.1%} since it was started"
+            table.add_row("CPU time that other virtual machines took", told(said))
+    for name, value in here.precision.items():
+        table.add_row(name, value)
+    return table
+
+
+STOLEN = 0.01
+"""The share of the CPUs' time from which stolen time is worth a word."""
+
+
+def _stolen_share(now: Reading) -> float | None:
+    """Of the time of all CPUs since the machine was started, where the system counts it."""
+    passed = (time.time() - psutil.boot_time()) * (psutil.cpu_count() or 1)
+    return None if now.stolen is None or passed <= 0 else now.stolen / passed
+
+
+def spoilers(here: Environment, readings: Mapping[str, Reading]) -> list[str]:
     """What would make timings bad."""
-    here = environment.describe()
     lines = []
     if here.governor is not None and here.governor != "performance":
         lines.append(f'timings: the CPU governor is "{here.governor}"; "performance" keeps the clock steady')
@@ -141,4 +193,19 @@ def _spoilers() -> list[str]:
         lines.append(f"timings: the load is {here.load_after}; other work shares the CPUs")
     crowded = {name: threads for name, threads in here.threads.items() if threads > here.usable_cpus}
     lines += [f"timings: {name} runs {threads} threads on {here.usable_cpus} CPUs" for name, threads in crowded.items()]
+    for device, now in readings.items():
+        share = _stolen_share(now)
+        if share is not None and share > STOLEN:
+            lines.append(
+                f"timings: other virtual machines took {share:.0%} of the CPUs' time since it was started (steal)"
+            )
+        for kind, count in (now.throttled or {}).items():
+            if device == "cpu" and count:
+                lines.append(
+                    f"timings: the CPU was throttled {count} times since it was started ({kind}); see that it is cool"
+                )
+            elif count:
+                lines.append(f"timings: {device} is throttled now ({kind})")
+    lossy = reduced(here.precision, here.devices)
+    lines += [f"timings: {setting}: products of float32 lose digits to be faster" for setting in lossy]
     return lines

@@ -10,12 +10,14 @@ from pathlib import Path
 import psutil
 
 from portable_ops_bench.measuring.guards import threads_in_use
+from portable_ops_bench.measuring.libraries import accelerators, precision_settings
 from portable_ops_bench.measuring.ways import last_level_cache, usable_cpus
 from portable_ops_bench.model import Environment
 
 PACKAGES = (
     "portable-ops", "numpy", "numba", "torch", "cupy-cuda12x", "cupy-cuda13x", "jax", "dask", "array-api-compat",
-    "array-api-strict", "scipy", "scikit-image", "scikit-learn", "torchmetrics", "monai", "keras", "pytest-benchmark",
+    "nvidia-ml-py", "array-api-strict", "scipy", "scikit-image", "scikit-learn", "torchmetrics", "monai", "keras",
+    "pytest-benchmark",
 )  # fmt: skip
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
@@ -46,8 +48,15 @@ def load() -> float | None:
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
-def describe(load_before: float | None = None, threads: dict[str, int] | None = None) -> Environment:
-    """The machine as it is now. `threads` are those of the processes that measured; this one's if None."""
+def describe(
+    load_before: float | None = None,
+    threads: dict[str, int] | None = None,
+    precision: dict[str, str] | None = None,
+    devices: list[str] | None = None,
+) -> Environment:
+    """The machine as it is now. `threads`, `precision` and `devices` are as the processes that measured saw them; as this one
+    does if None.
+    """
     return Environment(
         cpu=cpu_name(),
         logical_cpus=os.cpu_count() or 1,
@@ -61,4 +70,6 @@ def describe(load_before: float | None = None, threads: dict[str, int] | None = 
         load_after=load(),
         last_level_cache_bytes=last_level_cache(),
         governor=GOVERNOR.read_text(encoding="utf-8").strip() if GOVERNOR.exists() else None,
+        precision=precision_settings() if precision is None else precision,
+        devices=accelerators() if devices is None else devices,
     )

@@ -75,11 +75,14 @@ def ceilings_of(result: Result, report: Report) -> list[Ceiling]:
     return [ceiling for ceiling in report.ceilings if (ceiling.backend, ceiling.device, ceiling.dtype) == place]
 
 
-def bandwidth_curve(ceilings: Iterable[Ceiling]) -> list[tuple[int, float]]:
-    """Bytes per second by working set, in order of size: the better of copying and of reading alone."""
+def bandwidth_curve(ceilings: Iterable[Ceiling], threads: int | None = None) -> list[tuple[int, float]]:
+    """Bytes per second by working set, in order of size: the better of copying and of reading alone.
+
+    `threads` is 1 for the curve of one thread, None for that of as many as the benchmark uses, which floors are made of.
+    """
     best: dict[int, float] = {}
     for ceiling in ceilings:
-        if ceiling.kind in ("copy", "read"):
+        if ceiling.kind in ("copy", "read") and ceiling.threads == threads:
             best[ceiling.size] = max(ceiling.rate, best.get(ceiling.size, 0.0))
     return sorted(best.items())
 

@@ -92,24 +92,13 @@ class Record(Struct, frozen=True):
 
 def seconds_of(cupy: Any, function: Callable[[], Any], *, torch: Any = None) -> float:
     """Median seconds of a call on the device, by its own clock; of many small ones, those of the host that launches them."""
-    library = cupy if torch is None else torch
-    synchronize = cupy.cuda.Device().synchronize
+    backend = po.get_backend("cupy" if torch is None else "torch")
+    assert backend.device_seconds is not None
     for _ in range(3):
         function()
-    synchronize()
-    samples = []
-    for _ in range(ROUNDS):
-        if torch is None:
-            start, end = library.cuda.Event(), library.cuda.Event()
-        else:
-            start, end = (library.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        function()
-        end.record()
-        synchronize()
-        elapsed = cupy.cuda.get_elapsed_time(start, end) if torch is None else start.elapsed_time(end)
-        samples.append(elapsed / 1e3)
-    return statistics.median(samples)
+    cupy.cuda.Device().synchronize()
+    device = backend.to_device("cuda:0")
+    return statistics.median(backend.device_seconds(function, device) for _ in range(ROUNDS))
 
 
 class Bench:

@@ -10,7 +10,9 @@ import msgspec
 
 from portable_ops.files import write_atomically
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+OLDEST_VERSION = 2
+"""Which can still be read: what later versions added may be absent."""
 
 
 class Status(StrEnum):
@@ -48,6 +50,8 @@ class Cell(Struct, frozen=True):
         Whether the same inputs are read again and again, or others that no cache holds any more.
     start : {"resident", "host"}
         Whether the inputs lie on the device, or in the host's memory, from which the call must bring them.
+    layout : {"contiguous", "strided"}
+        The order of the inputs' elements in memory: C order, or its reverse (Fortran order), as those of ``x.T`` have.
     """
 
     case: str
@@ -60,6 +64,7 @@ class Cell(Struct, frozen=True):
     clock: str = "throughput"
     cache: str = "warm"
     start: str = "resident"
+    layout: str = "contiguous"
 
     @property
     def key(self) -> str:
@@ -73,6 +78,8 @@ class Timing(Struct, frozen=True):
     `first_call` was made before, apart: it imports, compiles and warms up. `samples` are sorted, with seven digits; where
     there were many, evenly spaced order statistics. `empty_round` is what a round of nothing takes on the same clock; its share
     has been taken off every sample. `rotated_bytes` is how much memory the inputs of a cold cell were rotated over.
+    `process` is the number of the process. `device_time` is the median by the device's own clock, where it has one
+    (`Backend.device_seconds`).
     """
 
     median: float
@@ -85,6 +92,8 @@ class Timing(Struct, frozen=True):
     samples: list[float]
     empty_round: float = 0.0
     rotated_bytes: int = 0
+    process: int | None = None
+    device_time: float | None = None
 
 
 class Parity(Struct, frozen=True):
@@ -131,6 +140,7 @@ class Result(Struct, frozen=True):
         samples = sorted(sample for timing in self.timings for sample in timing.samples)
         q1, _, q3 = statistics.quantiles(samples, n=4, method="inclusive")
         middle = statistics.median(timing.median for timing in self.timings)
+        on_device = [timing.device_time for timing in self.timings if timing.device_time is not None]
         return Timing(
             median=middle,
             q1=min(q1, middle),
@@ -142,6 +152,7 @@ class Result(Struct, frozen=True):
             samples=samples,
             empty_round=statistics.median(timing.empty_round for timing in self.timings),
             rotated_bytes=self.timings[0].rotated_bytes,
+            device_time=statistics.median(on_device) if on_device else None,
         )
 
 
@@ -150,7 +161,7 @@ class Ceiling(Struct, frozen=True):
 
     `kind` is ``"copy"`` (bytes read and written per second, at a working set of `size` bytes), ``"read"`` (bytes read per
     second by a sum, likewise), ``"matmul"`` (floating-point operations per second, at matrices of `size` rows) or ``"exp"``
-    (elements per second, of `size` elements).
+    (elements per second, of `size` elements). `threads` is None for as many threads as the benchmark uses.
     """
 
     kind: str
@@ -159,13 +170,15 @@ class Ceiling(Struct, frozen=True):
     dtype: str
     size: int
     rate: float
+    threads: int | None = None
 
 
 class Sentinel(Struct, frozen=True):
     """One cell on NumPy that every process measures, before and after its own: how the machine drifted meanwhile.
 
-    `others` is how many CPUs other processes kept busy meanwhile, on average: threads that wait for each other take a
-    thousand times as long where one of them must wait for a CPU, and the sentinel, on one thread, does not see it.
+    `others` is how many CPUs other processes, and other virtual machines, kept busy meanwhile, on average: threads that wait
+    for each other take a thousand times as long where one of them must wait for a CPU, and the sentinel, on one thread, does
+    not see it.
     """
 
     backend: str
@@ -175,8 +188,50 @@ class Sentinel(Struct, frozen=True):
     others: float | None = None
 
 
+class Span(Struct, frozen=True):
+    """Readings of one instrument: before the first cell and after the last, and the least and the most as cells ended."""
+
+    before: float
+    after: float
+    lowest: float
+    highest: float
+
+
+class Watch(Struct, frozen=True):
+    """What a device said of its own pace while a process measured. None: it does not say.
+
+    Attributes
+    ----------
+    backend : str
+    process : int
+    device : str
+        ``"cpu"`` for all CPUs, or a device such as ``"cuda:0"``.
+    clock : Span or None
+        MHz, of the fastest CPU or of the GPU's multiprocessors.
+    temperature : Span or None
+        °C.
+    throttled : mapping of str to int, or None
+        How often the device was slowed down, by reason: rises of Linux's counters, or readings in which a GPU said so. Empty if
+        it was not.
+    steal : float or None
+        How many CPUs other virtual machines on the same hardware took, on average.
+    """
+
+    backend: str
+    process: int
+    device: str
+    clock: Span | None = None
+    temperature: Span | None = None
+    throttled: dict[str, int] | None = None
+    steal: float | None = None
+
+
 class Environment(Struct, frozen=True):
-    """Where the numbers were measured. It names no host, user or folder."""
+    """Where the numbers were measured. It names no host, user or folder.
+
+    `precision` has the settings by which libraries compute products of float32, `devices` the names of accelerators, as the
+    processes that measured saw them.
+    """
 
     cpu: str
     logical_cpus: int
@@ -190,6 +245,8 @@ class Environment(Struct, frozen=True):
     load_after: float | None = None
     governor: str | None = None
     last_level_cache_bytes: int | None = None
+    precision: dict[str, str] = {}
+    devices: list[str] = []
 
 
 class Report(Struct, frozen=True):
@@ -209,6 +266,7 @@ class Report(Struct, frozen=True):
     interrupted: bool = False
     ceilings: list[Ceiling] = []
     sentinels: list[Sentinel] = []
+    watches: list[Watch] = []
     seed: int = 0
     notes: list[str] = []
 
@@ -223,13 +281,13 @@ class Report(Struct, frozen=True):
         Raises
         ------
         ValueError
-            The file is no report of this schema version; the message says where it is not.
+            The file is no report of a schema version that can be read; the message says where it is not.
         """
         try:
             report = msgspec.json.decode(path.read_bytes(), type=Report)
         except msgspec.DecodeError as error:
             raise ValueError(f"{path.name}: got a file that is no report ({error})") from None
-        if report.schema_version != SCHEMA_VERSION:
+        if not is_readable(report.schema_version):
             raise ValueError(f"{path.name}: got schema version {report.schema_version}; expected {SCHEMA_VERSION}")
         return report
 
@@ -237,3 +295,8 @@ class Report(Struct, frozen=True):
         """The results that should have been numbers. What another library's function does is no fault of ours."""
         faults = (Status.PARITY, Status.GUARD, Status.ERROR, Status.TIMEOUT, Status.OUT_OF_MEMORY)
         return [r for r in self.results if r.status in faults and not r.cell.way.startswith("peer ")]
+
+
+def is_readable(version: int) -> bool:
+    """Whether reports of a schema version can be read."""
+    return OLDEST_VERSION <= version <= SCHEMA_VERSION

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from portable_ops_bench.model import SCHEMA_VERSION, Report
+from portable_ops_bench.model import OLDEST_VERSION, SCHEMA_VERSION, Report, is_readable
 
 PATTERN = "report*.json"
 """The reports that are found without being named: ``nox -s report`` and the README write ``report.json``."""
@@ -29,17 +29,19 @@ def load(path: Path) -> Report:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise ValueError(f"{path.name}: got a file that cannot be read ({error.strerror}); expected a report") from None
+        raise ValueError(
+            f"{path.name or path}: got a file that cannot be read ({error.strerror}); expected a report"
+        ) from None
     try:
         version = msgspec.json.decode(content, type=_Version).schema_version
     except msgspec.DecodeError as error:
         raise ValueError(
             f"{path.name}: got a file that is no report ({error}); expected what bench --json writes"
         ) from None
-    if version != SCHEMA_VERSION:
+    if not is_readable(version):
         raise ValueError(
-            f"{path.name}: got schema version {version}; expected {SCHEMA_VERSION}: measure again, or use the portable_ops "
-            "that wrote it"
+            f"{path.name}: got schema version {version}; expected {OLDEST_VERSION} to {SCHEMA_VERSION}: measure again, or use "
+            "the portable_ops that wrote it"
         )
     return Report.load(path)
 

@@ -31,7 +31,8 @@ def support_table() -> str:
     for name, operation in sorted(OPERATIONS.items()):
         cells = []
         for backend in backends:
-            kernels = [kernel.name for kernel in backend.kernels.get(operation.base or name, ())]
+            # Several may have one name: what serves, of what is asked otherwise.
+            kernels = dict.fromkeys(kernel.name for kernel in backend.kernels.get(operation.base or name, ()))
             cells.append(", ".join([*kernels, "definition"]))
         lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
     return "\n".join(lines)

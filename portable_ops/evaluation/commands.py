@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json as jsonlib
 import logging
-import os
 import signal
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +19,7 @@ from portable_ops.evaluation.evaluating import evaluate_files
 from portable_ops.evaluation.evaluation import Evaluation
 from portable_ops.evaluation.problems import BadFilesError, Problem
 from portable_ops.evaluation.running import WorkerDiedError
-from portable_ops.files import write_atomically
+from portable_ops.files import require_writable, write_atomically
 from portable_ops.presentation import required
 
 BAD_FILES, UNUSABLE, STOPPED = 1, 2, 128
@@ -85,7 +84,7 @@ def evaluate(
         for name in conventions:
             convention_of(name, "iou")
         for path in filter(None, (json, html, markdown_file)):
-            _require_writable(path)
+            require_writable(path)
         for module in ("altair", "jinja2", "vl_convert", "PIL") if html else ():
             required(module, "--html")
         with _Bar(complaints) as bar:
@@ -139,12 +138,6 @@ def evaluate(
 
 def _stop(number: int, frame: object) -> None:
     raise _Stopped(number)
-
-
-def _require_writable(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise OSError(f"{path} cannot be written")
 
 
 def _say(console: Console, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Cross-entropy of yes-or-no targets and its gradient, each in one pass, without temporaries of the size of the logits."""
+"""Cross-entropy of yes-or-no targets and its derivatives, in one pass, without temporaries of the size of the logits."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from portable_ops_backends.cpu.compiling import compiled
 from portable_ops_backends.cpu.cross_entropy import LOSS, WEIGHT, add_to, reduced
 from portable_ops_backends.cpu.halves import as_number, as_stored
 from portable_ops_backends.cpu.labels import comparable
-from portable_ops_backends.cpu.layout import Array, memory_order, readonly
+from portable_ops_backends.cpu.layout import Array, memory_order, readonly, reordered
 from portable_ops_backends.cpu.threads import parts_of, run_in_parts
 
-SMALLEST_PART = 2**16
+SMALLEST_PART = 2**18
 
 
 @compiled
@@ -25,21 +25,52 @@ def _fill(line: Array, values: Array, start: int) -> None:
 
 
 @compiled(fastmath=FUSED)
-def _losses(
-    x: Array, target: Array, positive: Array, ignored: Any, has_ignored: bool, bfloat: bool, line: Array, kept: Array
-) -> None:
-    """Each element's loss, and whether it counts."""
+def _losses(x: Array, target: Array, positive: Array, bfloat: bool, line: Array) -> None:
+    """Each element's loss: of a target of 1, -log(sigmoid(z)), and of 0, -log(sigmoid(-z)), which differ by z."""
     number = line.dtype.type
     zero, one = number(0), number(1)
     for i in range(line.size):
         z, t = number(as_number(x[i], bfloat)), number(as_number(target[i], bfloat))
         rest = logarithm_of_one_and(power_of_e(-abs(z)))
-        if_positive, if_negative = rest - (z if z < zero else zero), rest + (zero if z < zero else z)
-        share = t * positive[i]
-        loss = (share * if_positive if share != zero else zero) + ((one - t) * if_negative if t != one else zero)
-        skipped = has_ignored and t == ignored
-        line[i] = zero if skipped else loss
+        share, other = t * positive[i], one - t
+        missed = share if z < zero else other
+        line[i] = (share + other) * rest + (missed * abs(z) if missed != zero else zero)
+
+
+@compiled(fastmath=FUSED)
+def _losses_and_slopes(x: Array, target: Array, positive: Array, bfloat: bool, line: Array, slopes: Array) -> None:
+    """Each element's loss, and its derivative by the logit."""
+    number = line.dtype.type
+    zero, one = number(0), number(1)
+    for i in range(line.size):
+        z, t = number(as_number(x[i], bfloat)), number(as_number(target[i], bfloat))
+        power = power_of_e(-abs(z))
+        rest = logarithm_of_one_and(power)
+        share, other = t * positive[i], one - t
+        missed = share if z < zero else other
+        line[i] = (share + other) * rest + (missed * abs(z) if missed != zero else zero)
+        larger = one / (one + power)
+        smaller = power * larger
+        slopes[i] = other * (smaller if z < zero else larger) - share * (larger if z < zero else smaller)
+
+
+@compiled
+def _leave_out(target: Array, ignored: Any, bfloat: bool, line: Array, slopes: Array, kept: Array) -> None:
+    """Zeros where a target is to be ignored, and which elements count."""
+    zero, one = line.dtype.type(0), line.dtype.type(1)
+    for i in range(line.size):
+        skipped = as_number(target[i], bfloat) == ignored
         kept[i] = zero if skipped else one
+        line[i] = zero if skipped else line[i]
+        if slopes.size:
+            slopes[i] = zero if skipped else slopes[i]
+
+
+@compiled
+def _weigh(line: Array, factors: Array, kept: Array) -> None:
+    """Multiply; what does not count stays 0, whatever its weight."""
+    for i in range(line.size):
+        line[i] = line[i] * factors[i] if kept[i] else line[i]
 
 
 @compiled
@@ -52,75 +83,33 @@ def _sum(
     has_ignored: bool,
     bfloat: bool,
     losses: Array,
+    slopes: Array,
     sums: Array,
     start: int,
     stop: int,
 ) -> None:
-    """Flat arrays; `losses` is as long, or empty if only the sums are asked for."""
-    line, kept = np.empty(LONGEST_SUM, ignored.dtype), np.empty(LONGEST_SUM, ignored.dtype)
+    """Flat arrays; `losses` and `slopes` are as long, or empty if they are not asked for."""
+    line, kept = np.empty(LONGEST_SUM, ignored.dtype), np.ones(LONGEST_SUM, ignored.dtype)
     factors, positive = np.full(LONGEST_SUM, weight[0]), np.full(LONGEST_SUM, pos_weight[0])
     is_weighted = weight.size > 1 or weight[0] != 1
     for first in range(start, stop, LONGEST_SUM):
         last = min(first + LONGEST_SUM, stop)
-        piece, counted, of_piece = line[: last - first], kept[: last - first], factors[: last - first]
+        piece, counted, slope = line[: last - first], kept[: last - first], slopes[first:last]
         _fill(positive[: last - first], pos_weight, first)
-        _losses(x[first:last], target[first:last], positive, ignored[0], has_ignored, bfloat, piece, counted)
+        if slopes.size:
+            _losses_and_slopes(x[first:last], target[first:last], positive, bfloat, piece, slope)
+        else:
+            _losses(x[first:last], target[first:last], positive, bfloat, piece)
+        if has_ignored:
+            _leave_out(target[first:last], ignored[0], bfloat, piece, slope, counted)
         if is_weighted:
-            _fill(of_piece, weight, first)
-            for i in range(piece.size):
-                # A loss that does not count stays 0, whatever its weight.
-                piece[i] = piece[i] * of_piece[i] if counted[i] else piece[i]
+            _fill(factors[: last - first], weight, first)
+            _weigh(piece, factors, counted)
+            _weigh(slope, factors, counted)
         for i in range(piece.size if losses.size else 0):
             losses[first + i] = as_stored(piece[i], losses, bfloat)
         add_to(sums, LOSS, sum_of(piece))
         sums[0, WEIGHT] += sum_of(counted) if has_ignored else last - first
-
-
-@compiled(fastmath=FUSED)
-def _slopes(
-    x: Array, target: Array, positive: Array, ignored: Any, has_ignored: bool, bfloat: bool, line: Array
-) -> None:
-    """The derivative of each element's loss."""
-    number = line.dtype.type
-    zero, one = number(0), number(1)
-    for i in range(line.size):
-        z, t = number(as_number(x[i], bfloat)), number(as_number(target[i], bfloat))
-        power = power_of_e(-abs(z))
-        larger = one / (one + power)
-        smaller = power * larger
-        share = t * positive[i]
-        slope = (one - t) * (smaller if z < zero else larger) - share * (larger if z < zero else smaller)
-        line[i] = zero if has_ignored and t == ignored else slope
-
-
-@compiled
-def _write_gradient(
-    x: Array,
-    target: Array,
-    weight: Array,
-    pos_weight: Array,
-    ignored: Array,
-    has_ignored: bool,
-    bfloat: bool,
-    upstream: Array,
-    out: Array,
-    start: int,
-    stop: int,
-) -> None:
-    """Given the gradient of each loss, or one number for all."""
-    line, positive = np.empty(LONGEST_SUM, ignored.dtype), np.full(LONGEST_SUM, pos_weight[0])
-    factors, arriving = np.full(LONGEST_SUM, weight[0]), np.full(LONGEST_SUM, upstream[0])
-    for first in range(start, stop, LONGEST_SUM):
-        last = min(first + LONGEST_SUM, stop)
-        piece = line[: last - first]
-        _fill(positive[: last - first], pos_weight, first)
-        _fill(factors[: last - first], weight, first)
-        _fill(arriving[: last - first], upstream, first)
-        _slopes(x[first:last], target[first:last], positive, ignored[0], has_ignored, bfloat, piece)
-        made = out[first:last]
-        for i in range(piece.size):
-            skipped = has_ignored and piece[i] == 0
-            made[i] = as_stored(piece[i] if skipped else arriving[i] * factors[i] * piece[i], made, bfloat)
 
 
 class Problem(NamedTuple):
@@ -134,6 +123,14 @@ class Problem(NamedTuple):
     has_ignored: bool
     bfloat: bool
 
+    @property
+    def real(self) -> Any:
+        """The dtype to compute in."""
+        return self.weight.dtype
+
+
+_ONE = {np.dtype(real): readonly(np.ones(1, real)) for real in (np.float32, np.float64)}
+
 
 def problem(
     logits: Array,
@@ -145,12 +142,14 @@ def problem(
 ) -> tuple[Problem, tuple[int, ...]]:
     """The problem, and the order of axes in which it has the elements. Halves may come as their bits, if not as weights."""
     order = memory_order(logits)
-    x, t = (np.ascontiguousarray(array.transpose(order)).reshape(-1) for array in (logits, target))
+    x, t = logits.transpose(order).reshape(-1), target.transpose(order).reshape(-1)
     real = np.dtype(np.float32) if logits.dtype.itemsize == 2 else logits.dtype
 
     def factors(given: Array | None) -> Array:
-        if given is None or given.size == 1:
-            return readonly(np.full(1, 1 if given is None else given.reshape(()), real))
+        if given is None:
+            return _ONE[real]
+        if given.size == 1:
+            return readonly(np.full(1, given.reshape(()), real))
         return readonly(np.ascontiguousarray(np.broadcast_to(given, logits.shape).transpose(order), real).reshape(-1))
 
     if x.dtype.itemsize == 2:
@@ -173,28 +172,19 @@ def problem(
     )
 
 
-def solve(given: Problem, losses: Array) -> Array:
-    """The sums over all elements; `losses` takes each element's own, unless it is empty."""
+def solve(given: Problem, losses: Array, slopes: Array) -> Array:
+    """The sums over all elements; `losses` and `slopes` take each element's own, unless they are empty.
+
+    Slopes are the derivatives of each element's loss, in the dtype to compute in.
+    """
     sums = np.zeros((parts_of(given.logits.size, SMALLEST_PART), 2, 3))
 
     def work(part: int, start: int, stop: int) -> None:
-        _sum(*given, losses, sums[part], start, stop)
+        _sum(*given, losses, slopes, sums[part], start, stop)
 
     run_in_parts(work, given.logits.size, SMALLEST_PART)
-    result: Array = sums.sum(axis=(0, 1))
+    result: Array = sums.reshape(-1, 3).sum(axis=0)
     return result
-
-
-def gradient(given: Problem, upstream: Array) -> Array:
-    """Of the losses, given that with respect to each of them, in their order, or to their sum; flat."""
-    made = np.empty(given.logits.shape, given.logits.dtype)
-    up = readonly(np.ascontiguousarray(upstream, given.ignored.dtype).reshape(-1))
-
-    def work(part: int, start: int, stop: int) -> None:
-        _write_gradient(*given, up, made, start, stop)
-
-    run_in_parts(work, given.logits.size, SMALLEST_PART)
-    return made
 
 
 def binary_cross_entropy(
@@ -213,7 +203,8 @@ def binary_cross_entropy(
     given, order = problem(logits, target, weight, pos_weight, ignore_index)
     losses = np.empty([logits.shape[one] for one in order] if reduction == "none" else 0, logits.dtype)
     flat = losses.reshape(-1)
-    sums = solve(given, flat.view(np.uint16) if flat.dtype.itemsize == 2 else flat)
+    flat = flat.view(np.uint16) if flat.dtype.itemsize == 2 else flat
+    sums = solve(given, flat, np.empty(0, given.real))
     if reduction == "none":
-        return losses.transpose(np.argsort(order))
+        return reordered(losses, order)
     return np.asarray(reduced(sums, reduction), dtype=logits.dtype)

@@ -25,7 +25,7 @@ LANES = 4
 MOST_CLASSES_OF_LANES = 45
 """Beyond, so many histograms would not fit into the first cache of a core."""
 
-SMALLEST_PART = 2**18
+SMALLEST_PART = 2**19
 MOST_CLASSES_OF_A_MATRIX = 128
 """Areas of up to so many classes are read off the pairs, whose counters then fit into the cache of a core."""
 

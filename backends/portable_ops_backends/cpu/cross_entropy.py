@@ -13,7 +13,7 @@ from portable_ops_backends.cpu.arithmetic import FUSED, logarithm, sum_of, two_s
 from portable_ops_backends.cpu.compiling import compiled
 from portable_ops_backends.cpu.halves import as_number, as_stored
 from portable_ops_backends.cpu.labels import comparable, label_to_ignore
-from portable_ops_backends.cpu.layout import Array, along, readonly
+from portable_ops_backends.cpu.layout import Array, along, readonly, reordered
 from portable_ops_backends.cpu.softmax import (
     LOGSUMEXP,
     SHORTEST_ROW,
@@ -218,7 +218,7 @@ def cross_entropy(
         ignored = ignored_labels(xp, target, ignore_index)
         require_in_range(xp, "target", target, logits.shape[axis], None if ignored is None else ~ignored)
     if reduction == "none":
-        return losses.transpose(np.argsort(order))
+        return reordered(losses, order)
     return np.asarray(reduced(sums, reduction), dtype=logits.dtype)
 
 

@@ -15,7 +15,16 @@ def memory_order(*arrays: Array) -> tuple[int, ...]:
     Channels-last and Fortran-ordered arrays are contiguous in this order, so that nothing need be copied.
     """
     first = arrays[0]
+    if first.flags.c_contiguous:  # as most are, and asking takes no time
+        return tuple(range(first.ndim))
     return tuple(sorted(range(first.ndim), key=lambda axis: -abs(first.strides[axis])))
+
+
+def reordered(x: Array, order: tuple[int, ...]) -> Array:
+    """An array whose axes are in a given order, with its axes in their own."""
+    if all(axis == place for place, axis in enumerate(order)):
+        return x
+    return x.transpose(np.argsort(order))
 
 
 def split_at(shape: tuple[int, ...], axis: int) -> tuple[int, int, int]:

@@ -9,10 +9,10 @@ import numpy as np
 from portable_ops_backends.cpu.arithmetic import FUSED, logarithm_of_one_and, power_of_e
 from portable_ops_backends.cpu.compiling import compiled
 from portable_ops_backends.cpu.halves import as_number, as_stored
-from portable_ops_backends.cpu.layout import Array, memory_order, readonly
+from portable_ops_backends.cpu.layout import Array, memory_order, readonly, reordered
 from portable_ops_backends.cpu.threads import run_in_parts
 
-SMALLEST_PART = 2**16
+SMALLEST_PART = 2**19
 
 PAGE_BYTES = 2**12
 
@@ -62,7 +62,7 @@ def each(write: Callable[[Array, bool, Array], None], x: Array, bfloat: bool = F
         write(given[start:stop], bfloat, out[start:stop])
 
     run_in_parts(work, given.size, SMALLEST_PART)
-    return made.transpose(np.argsort(order))
+    return reordered(made, order)
 
 
 def sigmoid(x: Array, /) -> Array:

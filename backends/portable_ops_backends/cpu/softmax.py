@@ -23,12 +23,12 @@ from portable_ops_backends.cpu.arithmetic import (
 )
 from portable_ops_backends.cpu.compiling import compiled
 from portable_ops_backends.cpu.halves import as_number, as_stored
-from portable_ops_backends.cpu.layout import Array, along
+from portable_ops_backends.cpu.layout import Array, along, reordered
 from portable_ops_backends.cpu.threads import run_in_parts
 
 SOFTMAX, LOG_SOFTMAX, LOGSUMEXP = range(3)
 
-SHORTEST_ROW = 64
+SHORTEST_ROW = 48
 """Shorter rows are done as columns of a block, whose length does not depend on theirs."""
 
 SHORTEST_PIECE = 64
@@ -40,7 +40,7 @@ BLOCK_BYTES = 2**17
 SHORT_SUM = 32
 """Entries of a column that are added one after the other."""
 
-SMALLEST_PART = 2**16
+SMALLEST_PART = 2**18
 
 
 @compiled
@@ -284,7 +284,9 @@ def _columns(x: Array, out: Array, form: int, bfloat: bool, block: Array, start:
 
 def columns_of_block(n: int, itemsize: int) -> int:
     """How many columns of `n` entries fit into a block: no fewer than a few lines of memory."""
-    return max(64, min(4096, BLOCK_BYTES // (n * itemsize)) // 16 * 16)
+    lines = max(4, min(256, BLOCK_BYTES // (n * itemsize) // 16))
+    # An odd number of 16 entries: entries of a column that lie a power of two apart would share a few places of a cache.
+    return 16 * (lines - 1 + lines % 2)
 
 
 def joined(x: Array, axis: int, form: int, bfloat: bool = False) -> Array:
@@ -314,7 +316,7 @@ def joined(x: Array, axis: int, form: int, bfloat: bool = False) -> Array:
             _columns(arranged, out, form, bfloat, np.empty((n, width), real), start, stop)
 
         run_in_parts(columns, outer * inner, max(1, SMALLEST_PART // n))
-    return made.transpose(np.argsort(order))
+    return reordered(made, order)
 
 
 def softmax(x: Array, /, *, axis: int = -1, where: None = None) -> Array:

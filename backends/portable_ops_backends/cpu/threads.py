@@ -17,6 +17,8 @@ from functools import cache
 
 Queue = deque[tuple[int, int, int]]
 
+# A part should take 0.2 ms or more, which `SMALLEST_PART` of each kernel stands for: until another thread has woken up, and
+# the caller after it, about as much has passed.
 PARTS_FOR_EACH = 4
 """Parts for each thread. More would even out more, and cost more where another thread holds the interpreter's lock."""
 
@@ -68,6 +70,9 @@ def run_in_parts(
     process. The caller takes parts as well. Returns the number of parts.
     """
     parts = parts_of(size, smallest, for_each)
+    if parts == 1:
+        work(0, 0, size)
+        return parts
     queue = deque((part, size * part // parts, size * (part + 1) // parts) for part in range(parts))
     with _helpers(min(thread_limit(), parts) - 1) as count:
         others: list[Future[None]] = []

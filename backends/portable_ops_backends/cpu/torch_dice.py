@@ -13,31 +13,40 @@ import portable_ops as po
 from portable_ops.checks import Axis, normalized_axes
 from portable_ops.dispatch import standard_only
 from portable_ops.segmentation import dice_of_sums
-from portable_ops_backends.cpu.dice import dice_sums
+from portable_ops_backends.cpu.dice import dice_slopes, dice_sums
 from portable_ops_backends.cpu.threads import at_most
-from portable_ops_backends.cpu.torch_arrays import as_array
+from portable_ops_backends.cpu.torch_arrays import Array, as_array
 
 
 def dice_coefficient(
     pred: Tensor, target: Tensor, /, *, axis: Axis = None, smooth: float = 0.0, absent: float = 1.0
 ) -> Tensor:
     """See `portable_ops.dice_coefficient`."""
-    result: Tensor = _Dice.apply(  # type: ignore[no-untyped-call]
-        pred, target, normalized_axes(axis, pred), smooth, absent
-    )
-    return result
+    axes = normalized_axes(axis, pred)
+    if torch.is_grad_enabled() and (pred.requires_grad or target.requires_grad):
+        score: Tensor = _Dice.apply(pred, target, axes, smooth, absent)  # type: ignore[no-untyped-call]
+        return score
+    return _score(pred, *_sums(pred, target, axes), smooth, absent)
+
+
+def _sums(pred: Tensor, target: Tensor, axes: tuple[int, ...]) -> tuple[Array, Array]:
+    bfloat = torch.bfloat16 in (pred.dtype, target.dtype)
+    with at_most(torch.get_num_threads()):
+        return dice_sums(as_array(pred), as_array(target), axes, bfloat)
+
+
+def _score(pred: Tensor, overlap: Array, total: Array, smooth: float, absent: float) -> Tensor:
+    dtype = pred.dtype if pred.dtype.is_floating_point else torch.get_default_dtype()
+    return torch.from_numpy(np.asarray(dice_of_sums(xp, overlap, total, smooth, absent))).to(dtype)
 
 
 class _Dice(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, pred: Tensor, target: Tensor, axes: tuple[int, ...], smooth: float, absent: float) -> Tensor:
-        bfloat = torch.bfloat16 in (pred.dtype, target.dtype)
-        with at_most(torch.get_num_threads()):
-            overlap, total = dice_sums(as_array(pred), as_array(target), axes, bfloat)
-        dtype = pred.dtype if pred.dtype.is_floating_point else torch.get_default_dtype()
+        overlap, total = _sums(pred, target, axes)
         ctx.save_for_backward(pred, target)
         ctx.options, ctx.sums = (axes, smooth, absent), (overlap, total)
-        return torch.from_numpy(np.asarray(dice_of_sums(xp, overlap, total, smooth, absent))).to(dtype)
+        return _score(pred, overlap, total, smooth, absent)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -55,19 +64,16 @@ class _Dice(torch.autograd.Function):
         overlap, total = ctx.sums
         empty = total == 0
         divisor = np.where(empty, 1.0, total) + smooth
-        slopes = np.where(empty, 0.0, 2 / divisor), np.where(empty, 0.0, -(2 * overlap + smooth) / divisor**2)
-        kept = [1 if axis in axes else size for axis, size in enumerate(pred.shape)]
-        given = up.to(torch.float64).reshape(kept)
-        factor, rest = (
-            (torch.from_numpy(np.asarray(slope)).reshape(kept) * given).to(_working(pred)) for slope in slopes
-        )
+        arriving = np.where(empty, 0.0, up.to(torch.float64).numpy() / divisor)
+        slopes = np.stack((-(arriving * (2 * overlap + smooth) / divisor), 2 * arriving))
         both = (target, pred), (pred, target)
-        made = (
-            torch.addcmul(rest, other.to(_working(pred)), factor).to(x.dtype) if one else None
-            for (other, x), one in zip(both, asked, strict=True)
-        )
-        return (*made, None, None, None)
+        with at_most(torch.get_num_threads()):
+            made = (_gradient(*two, axes, slopes) if one else None for two, one in zip(both, asked, strict=True))
+            return (*made, None, None, None)
 
 
-def _working(pred: Tensor) -> torch.dtype:
-    return torch.float64 if pred.dtype == torch.float64 else torch.float32
+def _gradient(other: Tensor, x: Tensor, axes: tuple[int, ...], slopes: Array) -> Tensor:
+    """Of the score with respect to `x`."""
+    real = np.float64 if torch.float64 in (other.dtype, x.dtype) else np.float32
+    made = dice_slopes(as_array(other), axes, slopes, real, other.dtype == torch.bfloat16)
+    return torch.from_numpy(made).to(x.dtype)

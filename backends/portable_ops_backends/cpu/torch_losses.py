@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import array_api_compat.torch as xp
 import numpy as np
@@ -16,6 +17,7 @@ from portable_ops.targets import class_axis_of
 from portable_ops_backends.cpu import binary_cross_entropy as binary
 from portable_ops_backends.cpu.cross_entropy import BAD, WEIGHT, problem, reduced, solve
 from portable_ops_backends.cpu.cross_entropy_gradient import gradient
+from portable_ops_backends.cpu.layout import Array, reordered
 from portable_ops_backends.cpu.threads import at_most
 from portable_ops_backends.cpu.torch_arrays import as_array, as_tensor
 from portable_ops_backends.native import torch as native
@@ -67,8 +69,8 @@ class _CrossEntropy(torch.autograd.Function):
         ctx.options = axis, ignore_index, smoothing, reduction
         ctx.divisor = float(sums[WEIGHT]) if reduction == "mean" else 1.0
         if reduction == "none":
-            return as_tensor(losses.transpose(np.argsort(order)), logits.dtype)
-        return torch.tensor(reduced(sums, reduction), dtype=logits.dtype)
+            return as_tensor(reordered(losses, order), logits.dtype)
+        return torch.scalar_tensor(reduced(sums, reduction), dtype=logits.dtype)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -89,9 +91,8 @@ class _CrossEntropy(torch.autograd.Function):
             return (*torch.autograd.grad(loss, logits, up, create_graph=True), *rest)
         with at_most(torch.get_num_threads()):
             given, order, of_target = _problem(logits, target, weight, axis, ignore_index, smoothing)
-            flat = up.permute(of_target) if reduction == "none" else up
-            each = flat.to(torch.float64).numpy() / ctx.divisor if ctx.divisor else np.full((), np.nan)
-            made = gradient(given, each).reshape([logits.shape[one] for one in order]).transpose(np.argsort(order))
+            made = gradient(given, _arriving(up, of_target, reduction, ctx.divisor))
+            made = reordered(made.reshape([logits.shape[one] for one in order]), order)
             return (
                 as_tensor(made if logits.dtype == torch.bfloat16 else made.view(as_array(logits).dtype), logits.dtype),
                 *rest,
@@ -107,6 +108,13 @@ def _problem(
     )
 
 
+def _arriving(up: Tensor, order: tuple[int, ...], reduction: str, divisor: float) -> Array:
+    """The gradient of each element's loss, in this order, or one number for all."""
+    if reduction == "none":
+        return up.permute(order).to(torch.float64).numpy()
+    return np.full(1, up.item() / divisor if divisor else np.nan)
+
+
 def binary_cross_entropy(
     logits: Tensor,
     target: Tensor,
@@ -120,11 +128,46 @@ def binary_cross_entropy(
     eps: None = None,
 ) -> Tensor:
     """See `portable_ops.binary_cross_entropy`."""
+    given = logits, target, weight, pos_weight, ignore_index, reduction
     with at_most(torch.get_num_threads()):
-        result: Tensor = _BinaryCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            logits, target, weight, pos_weight, ignore_index, reduction
-        )
-    return result
+        if torch.is_grad_enabled() and logits.requires_grad:
+            loss: Tensor = _BinaryCrossEntropy.apply(*given)  # type: ignore[no-untyped-call]
+            return loss
+        return _binary_losses(*given).loss
+
+
+class _BinaryLosses(NamedTuple):
+    """The loss, what the sum of all elements was divided by, and the derivative of each element's loss, if asked for."""
+
+    loss: Tensor
+    divisor: float
+    slopes: Tensor | None
+
+
+def _binary_losses(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    pos_weight: Tensor | None,
+    ignore_index: int | None,
+    reduction: str,
+    with_slopes: bool = False,
+) -> _BinaryLosses:
+    real = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    of_all, of_positive = (None if one is None else one.detach().to(real).numpy() for one in (weight, pos_weight))
+    scores = as_array(logits)
+    given, order = binary.problem(
+        scores, as_array(target), of_all, of_positive, ignore_index, logits.dtype == torch.bfloat16
+    )
+    shape = [logits.shape[one] for one in order]
+    losses = np.empty(shape if reduction == "none" else 0, given.logits.dtype)
+    made = np.empty(shape if with_slopes else 0, given.real)
+    sums = binary.solve(given, losses.reshape(-1), made.reshape(-1))
+    slopes = torch.from_numpy(reordered(made, order)) if with_slopes else None
+    if reduction == "none":
+        return _BinaryLosses(as_tensor(reordered(losses, order).view(scores.dtype), logits.dtype), 1.0, slopes)
+    loss = torch.scalar_tensor(reduced(sums, reduction), dtype=logits.dtype)
+    return _BinaryLosses(loss, float(sums[WEIGHT]) if reduction == "mean" else 1.0, slopes)
 
 
 class _BinaryCrossEntropy(torch.autograd.Function):
@@ -138,16 +181,11 @@ class _BinaryCrossEntropy(torch.autograd.Function):
         ignore_index: int | None,
         reduction: str,
     ) -> Tensor:
-        given, order = _binary_problem(logits, target, weight, pos_weight, ignore_index)
-        shape = [logits.shape[one] for one in order] if reduction == "none" else 0
-        losses = np.empty(shape, given.logits.dtype)
-        sums = binary.solve(given, losses.reshape(-1))
+        # Losses and slopes have their exponential in common: both together take little longer than one of them.
+        made = _binary_losses(logits, target, weight, pos_weight, ignore_index, reduction, with_slopes=True)
         ctx.save_for_backward(logits, target, weight, pos_weight)
-        ctx.options = ignore_index, reduction
-        ctx.divisor = float(sums[WEIGHT]) if reduction == "mean" else 1.0
-        if reduction == "none":
-            return as_tensor(losses.transpose(np.argsort(order)).view(as_array(logits).dtype), logits.dtype)
-        return torch.tensor(reduced(sums, reduction), dtype=logits.dtype)
+        ctx.options, ctx.divisor, ctx.slopes = (ignore_index, reduction), made.divisor, [made.slopes]
+        return made.loss
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -166,21 +204,21 @@ class _BinaryCrossEntropy(torch.autograd.Function):
                     reduction=reduction,
                 )
             return (*torch.autograd.grad(loss, logits, up, create_graph=True), *rest)
-        with at_most(torch.get_num_threads()):
-            given, order = _binary_problem(logits, target, weight, pos_weight, ignore_index)
-            flat = up.permute(order) if reduction == "none" else up
-            each = flat.to(torch.float64).numpy() / ctx.divisor if ctx.divisor else np.full((), np.nan)
-            made = (
-                binary.gradient(given, each).reshape([logits.shape[one] for one in order]).transpose(np.argsort(order))
-            )
-            return as_tensor(made.view(as_array(logits).dtype), logits.dtype), *rest
-
-
-def _binary_problem(
-    logits: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, ignore_index: int | None
-) -> Any:
-    real = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    of_all, of_positive = (None if given is None else given.detach().to(real).numpy() for given in (weight, pos_weight))
-    return binary.problem(
-        as_array(logits), as_array(target), of_all, of_positive, ignore_index, logits.dtype == torch.bfloat16
-    )
+        try:
+            slopes = ctx.slopes.pop()  # the gradient takes their place
+        except IndexError:  # it was asked for before, and the graph kept
+            with at_most(torch.get_num_threads()):
+                slopes = _binary_losses(
+                    logits, target, weight, pos_weight, ignore_index, reduction, with_slopes=True
+                ).slopes
+        factor: Any = up if reduction == "none" else up.item() / ctx.divisor if ctx.divisor else 0.0
+        if ignore_index is not None and (reduction == "none" or not math.isfinite(factor)):
+            made = torch.where(
+                slopes == 0, slopes, slopes * factor
+            )  # what is ignored has no gradient, whatever arrives
+        elif reduction != "none" and slopes.numel() < binary.SMALLEST_PART:  # not worth waking up torch's threads
+            np.multiply(slopes.numpy(), factor, out=slopes.numpy())
+            made = slopes
+        else:
+            made = slopes.mul_(factor)
+        return made.to(logits.dtype), *rest

@@ -17,9 +17,10 @@ from portable_ops.dispatch import standard_only
 from portable_ops.labels import ignored_labels, in_range, require_in_range, widened
 from portable_ops.routes import values_are_at_hand
 from portable_ops.targets import class_axis_of
-from portable_ops_backends.torch_tensors import is_concrete, on_host
+from portable_ops_backends.torch_tensors import is_concrete
 
-_HALF = (torch.float16, torch.bfloat16)
+_HALF = frozenset((torch.float16, torch.bfloat16))
+_INT64 = torch.int64
 # Beyond, softplus is a straight line even in float64; torch's own choice of 20 is that of float32.
 _STRAIGHT = 40
 
@@ -31,18 +32,22 @@ def softmax(x: Tensor, /, *, axis: int = -1, where: None = None) -> Tensor:
 
 def log_softmax(x: Tensor, /, *, axis: int = -1, where: None = None) -> Tensor:
     """See `portable_ops.log_softmax`."""
-    # In half precision torch keeps the sum in half, too, which ends at 65504 and hides all beside a large term.
-    return (
-        torch.log_softmax(x, axis, dtype=torch.float32).to(x.dtype) if x.dtype in _HALF else torch.log_softmax(x, axis)
-    )
+    return torch.log_softmax(x, axis)
+
+
+def log_softmax_of_halves(x: Tensor, /, *, axis: int = -1, where: None = None) -> Tensor:
+    """torch keeps the sum in half precision, too, which ends at 65504 and hides all beside a large term."""
+    return torch.log_softmax(x, axis, dtype=torch.float32).to(x.dtype)
 
 
 def logsumexp(x: Tensor, /, *, axis: Axis = -1, keepdims: bool = False, where: None = None) -> Tensor:
     """See `portable_ops.logsumexp`."""
-    axes = axis if type(axis) is int else normalized_axes(axis, x)
-    if x.dtype in _HALF:
-        return torch.logsumexp(x.float(), axes, keepdims).to(x.dtype)
-    return torch.logsumexp(x, axes, keepdims)
+    return torch.logsumexp(x, normalized_axes(None, x) if axis is None else axis, keepdims)
+
+
+def logsumexp_of_halves(x: Tensor, /, *, axis: Axis = -1, keepdims: bool = False, where: None = None) -> Tensor:
+    """See `log_softmax_of_halves`."""
+    return logsumexp(x.float(), axis=axis, keepdims=keepdims).to(x.dtype)
 
 
 def sigmoid(x: Tensor, /) -> Tensor:
@@ -68,52 +73,95 @@ def cross_entropy(
     from_logits: bool = True,
     eps: float | None = None,
 ) -> Tensor:
-    """See `portable_ops.cross_entropy`."""
-    axis, usual = class_axis_of(class_axis, logits), min(1, logits.ndim - 1)
-    scores = logits.float() if logits.dtype in _HALF else logits
-    if axis != usual:
-        scores = scores.movedim(axis, 1)
-    if target.ndim == logits.ndim:
-        shares = target.to(scores.dtype)
-        loss = F.cross_entropy(
-            scores,
-            shares if axis == usual else shares.movedim(axis, 1),
-            weight=None if weight is None else weight.to(scores.dtype),
-            label_smoothing=label_smoothing,
-            reduction=reduction,
-        )
-        # torch makes nan of 0 * -inf, and a sum is not finite if a term is not.
-        if not math.isfinite((loss.detach().sum() if reduction == "none" else loss).item()):
-            with standard_only():
-                return po.cross_entropy(
-                    logits,
-                    target,
-                    class_axis=class_axis,
-                    weight=weight,
-                    label_smoothing=label_smoothing,
-                    reduction=reduction,
-                )
-        return loss if loss.dtype == logits.dtype else loss.to(logits.dtype)
-    labels: Tensor = target if target.dtype == torch.int64 else widened(xp, target)
-    skipped = _skipped(target, ignore_index)
-    w = None if weight is None else weight.to(scores.dtype)
-    # By place, as names take longer: weight, size_average, ignore_index, reduce, reduction, label_smoothing.
-    options = (w, None, skipped, None, reduction, label_smoothing)
-    if on_host(target) and is_concrete(target):
-        try:
-            loss = F.cross_entropy(scores, labels, *options)
-        except IndexError:
-            ignored = ignored_labels(xp, target, ignore_index)
-            require_in_range(xp, "target", target, logits.shape[axis], None if ignored is None else ~ignored)
-            raise
-    else:
-        # On a GPU such a label would end the process, and in a trace nothing can be raised: it makes the loss nan.
+    """See `portable_ops.cross_entropy`; of class indices, for which torch raises where they are out of range."""
+    scores = logits
+    if class_axis is not None or weight is not None or logits.dtype in _HALF:
+        scores, weight = _in_torch_order(logits, class_axis, weight)
+    labels: Tensor = target if target.dtype is _INT64 else widened(xp, target)
+    skipped = _NEVER if ignore_index is None else _skipped(target, ignore_index)
+    try:
+        # By place, as names take longer: weight, size_average, ignore_index, reduce, reduction, label_smoothing.
+        loss = F.cross_entropy(scores, labels, weight, None, skipped, None, reduction, label_smoothing)
+    except (IndexError, RuntimeError):  # the latter under torch.func
+        if not is_concrete(logits, target):
+            return traced_cross_entropy(
+                logits,
+                target,
+                class_axis=class_axis,
+                weight=weight,
+                ignore_index=ignore_index,
+                label_smoothing=label_smoothing,
+                reduction=reduction,
+            )
         ignored = ignored_labels(xp, target, ignore_index)
-        bad = ~in_range(labels, logits.shape[axis])
-        bad = bad if ignored is None else bad & ~ignored
-        loss = F.cross_entropy(scores, torch.where(bad, skipped, labels), *options)
-        loss = torch.where(bad if reduction == "none" else bad.any(), torch.nan, loss)
-    return loss if loss.dtype == logits.dtype else loss.to(logits.dtype)
+        size = logits.shape[class_axis_of(class_axis, logits)]
+        require_in_range(xp, "target", target, size, None if ignored is None else ~ignored)
+        raise
+    return loss if scores is logits else loss.to(logits.dtype)
+
+
+def traced_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    /,
+    *,
+    class_axis: int | None = None,
+    weight: Tensor | None = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    **others: object,
+) -> Tensor:
+    """The same where no value can be looked at: a label out of range makes the loss nan.
+
+    On a GPU it would end the process, and in a trace nothing can be raised.
+    """
+    scores, weight = _in_torch_order(logits, class_axis, weight)
+    labels = widened(xp, target)
+    skipped = _NEVER if ignore_index is None else _skipped(target, ignore_index)
+    ignored = ignored_labels(xp, target, ignore_index)
+    bad = ~in_range(labels, logits.shape[class_axis_of(class_axis, logits)])
+    bad = bad if ignored is None else bad & ~ignored
+    labels = torch.where(bad, skipped, labels)
+    loss = F.cross_entropy(scores, labels, weight, None, skipped, None, reduction, label_smoothing)
+    return torch.where(bad if reduction == "none" else bad.any(), torch.nan, loss).to(logits.dtype)
+
+
+def cross_entropy_of_probabilities(
+    logits: Tensor,
+    target: Tensor,
+    /,
+    *,
+    class_axis: int | None = None,
+    weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    **others: object,
+) -> Tensor:
+    """See `portable_ops.cross_entropy`; of class probabilities."""
+    scores, torch_weight = _in_torch_order(logits, class_axis, weight)
+    shares, _ = _in_torch_order(target.to(scores.dtype), class_axis, None)
+    loss = F.cross_entropy(scores, shares, torch_weight, label_smoothing=label_smoothing, reduction=reduction)
+    # torch makes nan of 0 * -inf, and a sum is not finite if a term is not.
+    if not math.isfinite((loss.detach().sum() if reduction == "none" else loss).item()):
+        with standard_only():
+            return po.cross_entropy(
+                logits,
+                target,
+                class_axis=class_axis,
+                weight=weight,
+                label_smoothing=label_smoothing,
+                reduction=reduction,
+            )
+    return loss.to(logits.dtype)
+
+
+def _in_torch_order(logits: Tensor, class_axis: int | None, weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Logits of 32 bits or more with the classes where torch has them, and the weight in their dtype."""
+    scores = logits.float() if logits.dtype in _HALF else logits
+    if class_axis is not None and (axis := class_axis_of(class_axis, logits)) != (usual := min(1, logits.ndim - 1)):
+        scores = scores.movedim(axis, usual)
+    return scores, None if weight is None else weight.to(scores.dtype)
 
 
 def binary_cross_entropy(
@@ -164,6 +212,11 @@ def _skipped(target: Tensor, ignore_index: int | None) -> int:
 _NEVER = -0x5C6B3A2917F4E8D3
 
 
+def plain_attention(query: Tensor, key: Tensor, value: Tensor, /, **defaults: object) -> Tensor:
+    """See `portable_ops.scaled_dot_product_attention`; without options, of one dtype."""
+    return F.scaled_dot_product_attention(query, key, value)
+
+
 def scaled_dot_product_attention(
     query: Tensor,
     key: Tensor,
@@ -180,10 +233,7 @@ def scaled_dot_product_attention(
 ) -> Tensor:
     """See `portable_ops.scaled_dot_product_attention`."""
     dtype = query.dtype
-    if key.dtype != dtype or value.dtype != dtype:
-        key, value = key.to(dtype), value.to(dtype)
-    if mask is None and bias is None and scale is None and not is_causal and not enable_gqa:
-        return F.scaled_dot_product_attention(query, key, value)
+    key, value = key.to(dtype), value.to(dtype)
     bias = None if bias is None else bias.to(dtype)
     options = {"scale": scale, "enable_gqa": enable_gqa}
     if not is_causal or (mask is None and bias is None):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -18,6 +19,7 @@ from portable_ops_backends.cpu.threads import run_in_parts
 
 from portable_ops.backend import Backend
 from portable_ops.routes import namespace_of
+from portable_ops_bench.measuring.plan import BASELINE
 from portable_ops_bench.measuring.timers import clock_of, is_host, parts_of
 from portable_ops_bench.model import Ceiling
 
@@ -50,11 +52,25 @@ def ceilings_of(backend: Backend, device: str, dtype: str, *, fine: bool) -> tup
         reasons: list[str] = []
         points = [(size, _best(kind, size, backend, device, dtype, reasons)) for size in _affordable(sizes)]
         rates = {size: rate for size, rate in points if rate}
-        place = {"backend": backend.name, "device": device, "dtype": dtype}
+        place: dict[str, Any] = {"backend": backend.name, "device": device, "dtype": dtype}
         found += [Ceiling(kind=kind, size=size, rate=rate, **place) for size, rate in rates.items()]
         if not rates:
             notes.append(f"no {kind} ceiling of {backend.name} on {device} in {dtype}: {reasons[0]}")
+    if backend.name == BASELINE and is_host(device):
+        found += [
+            Ceiling(
+                kind="copy", backend=backend.name, device=device, dtype=dtype, size=size, threads=1,
+                rate=size / _fastest(_copying(size), time.perf_counter),
+            )
+            for size in WORKING_SETS[::step]
+        ]  # fmt: skip
     return found, notes
+
+
+def _copying(size: int) -> Work:
+    """A copy of so many bytes, read and written, which NumPy makes on one thread."""
+    source, target = np.ones(size // 8, np.float32), np.empty(size // 8, np.float32)
+    return partial(np.copyto, target, source)
 
 
 def _affordable(sizes: tuple[int, ...]) -> Iterator[int]:
@@ -126,14 +142,14 @@ def _on_threads(
         def copy(part: int, start: int, stop: int) -> None:
             np.copyto(target[start:stop], source[start:stop])
 
-        return _in_parts(copy, source.size), float(size)
+        return _in_parts(copy, source.size, _copying(size)), float(size)
     if kind == "read":
         source = np.ones(size // 4, np.float32)
 
         def read(part: int, start: int, stop: int) -> None:
             np.dot(source[start:stop], source[start:stop])
 
-        return _in_parts(read, source.size), float(size)
+        return _in_parts(read, source.size, partial(np.dot, source, source)), float(size)
     if dtype not in ("float32", "float64"):
         return None
     x = np.random.default_rng(0).uniform(-1, 0, size).astype(dtype)
@@ -143,7 +159,7 @@ def _on_threads(
     def exp(part: int, start: int, stop: int) -> None:
         write(x[start:stop], out[start:stop])
 
-    return _in_parts(exp, size), float(size)
+    return _in_parts(exp, size, partial(write, x, out)), float(size)
 
 
 def _exponential() -> Callable[[Any, Any], Any]:
@@ -154,10 +170,12 @@ def _exponential() -> Callable[[Any, Any], Any]:
     return write
 
 
-def _in_parts(work: Callable[[int, int, int], None], size: int) -> Callable[[], float]:
+def _in_parts(work: Callable[[int, int, int], None], size: int, whole: Work) -> Callable[[], float]:
+    """The better of work on parts and of the whole in one call, which small arrays are done with sooner."""
+
     def seconds() -> float:
         in_parts = _fastest(lambda: run_in_parts(work, size, 2**12), time.perf_counter)
-        return min(in_parts, _fastest(lambda: work(0, 0, size), time.perf_counter))
+        return min(in_parts, _fastest(whole, time.perf_counter))
 
     return seconds
 

@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_info
 
 from portable_ops.backend import Backend
 from portable_ops.routes import backend_of, dtype_name
-from portable_ops_bench.case import Call, Tolerance
+from portable_ops_bench.case import Call, Tolerance, has_orders
 from portable_ops_bench.measuring.timers import parts_of
 from portable_ops_bench.model import Parity, Status
 
@@ -48,6 +48,18 @@ def require_dtype(parts: tuple[Any, ...], host: Call, dtype: str) -> None:
         name = dtype_name(array.dtype)
         if "float" in name and name != dtype:
             raise GuardError(Status.GUARD, f"the result is {name}, not {dtype}")
+
+
+def require_layout(call: Call, backend: Backend, layout: str) -> None:
+    """The inputs lie in memory as the cell says."""
+    is_contiguous = backend.is_contiguous or (lambda array: True)
+    for array in call.arrays:
+        wanted = layout == "contiguous" or not has_orders(array)
+        if is_contiguous(array) != wanted:
+            found = "strided" if wanted else "contiguous"
+            raise GuardError(
+                Status.GUARD, f"an input of shape {tuple(array.shape)} is {found}, in a cell that is {layout}"
+            )
 
 
 def require_unchanged(host: Call, call: Call, backend: Backend, dtype: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from portable_ops_bench.model import Ceiling, Cell, Memory, Result, Sentinel
+from portable_ops_bench.model import Ceiling, Cell, Memory, Result, Sentinel, Watch
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,7 +70,10 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     memory: tuple[str, Memory] | None = None
     ceilings: list[Ceiling] = []
     sentinel: Sentinel | None = None
+    watches: list[Watch] = []
     threads: dict[str, int] = {}
+    precision: dict[str, str] = {}
+    devices: list[str] = []
     note: str | None = None
 
 

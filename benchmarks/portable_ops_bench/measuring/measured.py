@@ -28,12 +28,14 @@ from portable_ops_bench.measuring.guards import (
     check_parity,
     require_dtype,
     require_here,
+    require_layout,
     require_synchronised,
     require_threads,
     require_unchanged,
     threads_in_use,
 )
 from portable_ops_bench.measuring.journal import Entry, Task
+from portable_ops_bench.measuring.libraries import accelerators, precision_settings
 from portable_ops_bench.measuring.memory import SMALLEST, NoCounterError, peak_of
 from portable_ops_bench.measuring.timers import (
     KEPT_SAMPLES,
@@ -42,9 +44,11 @@ from portable_ops_bench.measuring.timers import (
     is_asynchronous,
     is_host,
     parts_of,
+    time_on_device,
     timing_of,
     waited,
 )
+from portable_ops_bench.measuring.watch import Watcher, instruments
 from portable_ops_bench.measuring.ways import Prepared, prepare
 from portable_ops_bench.model import Cell, Result, Sentinel, Status, Timing
 from portable_ops_bench.registry import case_by_name
@@ -103,6 +107,7 @@ class OtherProcesses:
 
 SENTINEL: list[float] = []
 OTHERS = OtherProcesses()
+WATCHER = Watcher(instruments(CLOCKS))
 
 
 def test_before() -> None:
@@ -122,13 +127,17 @@ def test_before() -> None:
 def test_cell(cell: Cell, benchmark: Any) -> None:
     """Measure one cell, and write down what came of it."""
     begin(cell.key)
-    note(Entry(result=settled(cell, benchmark)))
+    result = settled(cell, benchmark)
+    note(Entry(result=result))
+    if result.status is Status.OK:
+        WATCHER.look()
 
 
 def test_after() -> None:
     """How the machine drifted meanwhile."""
     begin("the sentinel")
     others = OTHERS.cpus()
+    note(Entry(watches=WATCHER.watches(TASK.backend, TASK.process)))
     note(
         Entry(
             sentinel=Sentinel(
@@ -136,7 +145,7 @@ def test_after() -> None:
             )
         )
     )
-    note(Entry(threads=threads_in_use()))
+    note(Entry(threads=threads_in_use(), precision=precision_settings(), devices=accelerators()))
 
 
 @pytest.mark.parametrize("cell", [pytest.param(cell, id=cell.key) for cell in TASK.memory])
@@ -193,6 +202,7 @@ def measured(cell: Cell, benchmark: Any) -> Result:
     waits = is_asynchronous(BACKEND, cell.device)
     with surroundings(cell):
         prepared = prepare(cell, case, host, BACKEND)
+        require_layout(prepared.call, BACKEND, cell.layout)
         start = time.perf_counter()
         parts = parts_of(prepared.function())
         BACKEND.synchronize(*parts)
@@ -239,10 +249,11 @@ def timed(cell: Cell, prepared: Prepared, once: float, first_call: float, benchm
         )
     clock = CLOCKS[cell.device]
     iterations = 1
+    # As many as can be afforded.
+    affordable = min(max(settings.min_rounds, int(settings.seconds / once)), KEPT_SAMPLES)
     if cell.clock == "latency" or once * settings.min_rounds > settings.seconds:
         # Single calls: to see each of them, or because no more can be afforded.
-        rounds = min(max(settings.min_rounds, int(settings.seconds / once)), KEPT_SAMPLES)
-        benchmark.pedantic(each, rounds=rounds, iterations=1)
+        benchmark.pedantic(each, rounds=affordable, iterations=1)
         empty = empty_round(time.perf_counter, 1)
     elif clock is not None:
         benchmark(lambda: clock.launched(prepared.function()))
@@ -252,12 +263,16 @@ def timed(cell: Cell, prepared: Prepared, once: float, first_call: float, benchm
         benchmark(each if BACKEND.lazy else prepared.function)
         iterations = benchmark.stats.iterations
         empty = empty_round(time.perf_counter, iterations)
+    rounds = max(affordable // iterations, settings.min_rounds)
+    on_device = time_on_device(prepared.function, BACKEND, cell.device, iterations=iterations, rounds=rounds)
     return timing_of(
         benchmark.stats.stats.data,
         iterations=iterations,
         first_call=first_call,
         empty=empty,
         rotated_bytes=prepared.rotated_bytes,
+        process=TASK.process,
+        device_time=on_device,
     )
 
 

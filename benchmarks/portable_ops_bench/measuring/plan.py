@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
@@ -20,9 +21,12 @@ BASELINE = "numpy"
 """The standard definition on its arrays is what speed-ups are against."""
 
 SYNTHETIC_SIZES = (1_000, 100_000, 10_000_000)
+DTYPES = {"float16": "f16", "bfloat16": "bf16", "float32": "f32", "float64": "f64"}
+"""The floating dtypes that can be asked for, with short names that commands take, too."""
 CLOCKS = ("throughput", "latency")
 CACHES = ("warm", "cold")
 STARTS = ("resident", "host")
+LAYOUTS = ("contiguous", "strided")
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,7 +38,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         Sizes are those of inputs drawn at random, used where `real` is false or a case knows no photographs.
     real : bool
         Photographs as input.
-    clocks, caches, starts : tuple of str
+    clocks, caches, starts, layouts : tuple of str
         Which kinds of cells, as `Cell` has them.
     compiled : tuple of str or None
         Backends whose own compiler is measured as well; None: those that compile anyway.
@@ -63,6 +67,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     clocks: tuple[str, ...] = CLOCKS
     caches: tuple[str, ...] = CACHES
     starts: tuple[str, ...] = STARTS
+    layouts: tuple[str, ...] = LAYOUTS[:1]
     compiled: tuple[str, ...] | None = None
     peers: bool = True
     memory: bool = True
@@ -76,6 +81,11 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     longest_call: float = 10.0
     cell_timeout: float = 120.0
     timeout: float = 1800.0
+
+
+def dtype_of(name: str) -> str:
+    """The full name of a dtype; what is none stays as it is."""
+    return next((dtype for dtype, short in DTYPES.items() if name == short), name)
 
 
 def inputs_of(case: Case, options: Options) -> list[str]:
@@ -113,6 +123,8 @@ def plan(options: Options) -> tuple[list[Cell], list[Result]]:
 def _why_impossible(cell: Cell, backend: Backend) -> tuple[Status, str] | None:
     if cell.dtype not in backend.dtypes:
         return Status.UNSUPPORTED, f"no {cell.dtype}"
+    if cell.layout == "strided" and backend.is_contiguous is None:
+        return Status.UNSUPPORTED, "its arrays have no strides"
     way, _, name = cell.way.partition(" ")
     if way == "peer":
         module = case_by_name(cell.case).peers[name].requires
@@ -140,10 +152,11 @@ def _cells(options: Options, name: str, devices: Iterable[str]) -> list[Cell]:
         for operation in options.operations or cases:
             case = cases[operation]
             for input_name in inputs_of(case, options):
-                for dtype in options.dtypes:
+                for dtype, layout in itertools.product(options.dtypes, options.layouts):
                     cell = Cell(
-                        case=case.name, operation=operation, input=input_name, backend=name, device=device, dtype=dtype
-                    )
+                        case=case.name, operation=operation, input=input_name, backend=name, device=device, dtype=dtype,
+                        layout=layout,
+                    )  # fmt: skip
                     found += list(_kinds(cell, case, backend, options))
     return found
 
@@ -153,6 +166,9 @@ def _kinds(cell: Cell, case: Case, backend: Backend, options: Options) -> Iterat
     replace = msgspec.structs.replace
     small = cell.input == drawn_input(OVERHEAD)
     largest = not small and cell.input == inputs_of(case, options)[-1]
+    strided = cell.layout == "strided"
+    if strided and small:  # what a call costs has nothing to do with memory
+        return
     ways = ["dispatched"] + (["definition"] if backend.name == BASELINE else [])
     if small and (native_peer(case, backend) or (backend.name == BASELINE and case.function is None)):
         ways.append("native")
@@ -165,8 +181,9 @@ def _kinds(cell: Cell, case: Case, backend: Backend, options: Options) -> Iterat
     if not small and options.peers:
         own = [name for name, peer in case.peers.items() if peer.backend == backend.name]
         yield from (replace(cell, way=f"peer {name}") for name in own)
-    # From the host it is brought to arrays that are not the host's own; NumPy's are.
-    if not small and "host" in options.starts and backend.name != BASELINE and not backend.is_reference:
+    # From the host it is brought to arrays that are not the host's own; NumPy's are. What is brought is contiguous.
+    brought = backend.name != BASELINE and not backend.is_reference and not strided
+    if not small and "host" in options.starts and brought:
         yield replace(cell, start="host")
     if largest and "cold" in options.caches and not backend.is_reference:
         yield replace(cell, cache="cold")

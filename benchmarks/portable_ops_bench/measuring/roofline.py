@@ -29,5 +29,12 @@ def table(ceilings: Iterable[Ceiling]) -> Table:
         curve = dict(bandwidth_curve(group))
         best = {kind: max((c.rate for c in group if c.kind == kind), default=None) for kind in ("matmul", "exp")}
         rates = [curve.get(size) for size in SHOWN.values()] + [best["matmul"], best["exp"]]
-        made.add_row(*place, *("-" if rate is None else f"{rate / 1e9:.3g}" for rate in rates))
+        made.add_row(*place, *_told(rates))
+        alone = dict(bandwidth_curve(group, threads=1))
+        if alone:
+            made.add_row(f"{place[0]}, one thread", *place[1:], *_told([alone.get(size) for size in SHOWN.values()]))
     return made
+
+
+def _told(rates: Iterable[float | None]) -> list[str]:
+    return ["-" if rate is None else f"{rate / 1e9:.3g}" for rate in rates]

@@ -28,6 +28,7 @@ from portable_ops_bench.model import (
     Result,
     Sentinel,
     Status,
+    Watch,
 )
 
 __all__ = ["BASELINE", "Options", "Progress", "plan", "resumed", "rooflines", "run"]
@@ -51,7 +52,10 @@ class Collected:
         self.memory: dict[str, Memory] = {}
         self.ceilings: list[Ceiling] = []
         self.sentinels: list[Sentinel] = []
+        self.watches: list[Watch] = []
         self.threads: dict[str, int] = {}
+        self.precision: dict[str, str] = {}
+        self.devices: list[str] = []
         self.notes: list[str] = []
         self.tried: dict[str, set[str]] = {cell.backend: set() for cell in cells}
         self.processes = 0
@@ -67,7 +71,10 @@ class Collected:
         if entry.note is not None and entry.note not in self.notes:
             self.notes.append(entry.note)
         self.ceilings += entry.ceilings
+        self.watches += entry.watches
         self.threads |= entry.threads
+        self.precision |= entry.precision
+        self.devices = entry.devices or self.devices
         if entry.sentinel is not None:
             self.sentinels.append(entry.sentinel)
 
@@ -151,13 +158,16 @@ def run(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             command=command,
             seconds=round(time.monotonic() - started + (earlier.seconds if earlier else 0), 1),
-            environment=environment.describe(load_before, collected.threads or None),
+            environment=environment.describe(
+                load_before, collected.threads or None, precision=collected.precision, devices=collected.devices
+            ),
             results=collected.all("interrupted"),
             quick=options.quick,
             processes=options.replicates,
             interrupted=interrupted,
             ceilings=collected.ceilings,
             sentinels=collected.sentinels,
+            watches=collected.watches,
             seed=options.seed,
             notes=collected.notes,
         )
@@ -321,9 +331,14 @@ def _taken_up(earlier: Report) -> Collected:
         if result.memory is not None:
             found.memory[result.cell.key] = result.memory
     found.ceilings, found.sentinels = list(earlier.ceilings), list(earlier.sentinels)
-    found.threads = dict(earlier.environment.threads)
+    found.watches = list(earlier.watches)
+    found.threads, found.precision = dict(there.threads), dict(there.precision)
+    found.devices = list(there.devices)
     found.notes = list(earlier.notes)
-    found.processes = 1 + max((sentinel.process for sentinel in earlier.sentinels), default=-1)
+    numbers = [timing.process for result in earlier.results for timing in result.timings]
+    found.processes = 1 + max(
+        [*(one.process for one in earlier.sentinels), *(n for n in numbers if n is not None)], default=-1
+    )
     return found
 
 

@@ -92,8 +92,34 @@ def empty_round(clock: Callable[[], float], iterations: int, launched: Callable[
     return statistics.median(rounds)
 
 
+def time_on_device(
+    function: Callable[[], Any], backend: Backend, device: str, *, iterations: int, rounds: int
+) -> float | None:
+    """Seconds per call by the device's own clock, over rounds of several calls: their median; None where it has no clock.
+
+    It has no part of the host's: no return from the call, no wait. Where launching takes longer than the work, the gaps between
+    are in it.
+    """
+    if backend.device_seconds is None or is_host(device):
+        return None
+
+    def calls() -> None:
+        for _ in range(iterations):
+            function()
+
+    place = backend.to_device(device)
+    return statistics.median(backend.device_seconds(calls, place) for _ in range(rounds)) / iterations
+
+
 def timing_of(
-    samples: Sequence[float], *, iterations: int, first_call: float, empty: float = 0.0, rotated_bytes: int = 0
+    samples: Sequence[float],
+    *,
+    iterations: int,
+    first_call: float,
+    empty: float = 0.0,
+    rotated_bytes: int = 0,
+    process: int | None = None,
+    device_time: float | None = None,
 ) -> Timing:
     """Seconds per call, of rounds of several calls, without the share of each call in an empty round."""
     share = empty / iterations
@@ -110,6 +136,8 @@ def timing_of(
         samples=[float(f"{call:.{DIGITS}g}") for call in (calls if len(calls) <= KEPT_SAMPLES else _thinned(calls))],
         empty_round=empty,
         rotated_bytes=rotated_bytes,
+        process=process,
+        device_time=device_time,
     )
 
 

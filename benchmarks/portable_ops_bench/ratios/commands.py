@@ -25,6 +25,7 @@ from portable_ops_bench.ratios.tables import Ratios, print_ratios, with_table
 from portable_ops_bench.ratios.torch_formulas import formula_works
 from portable_ops_bench.ratios.torch_tensors import torch_works
 from portable_ops_bench.ratios.work import Line, Work, measured
+from portable_ops_bench.refusing import require_all_writable
 
 COLUMNS = (TextColumn("{task.description:<60.60}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
 
@@ -54,6 +55,7 @@ def ratios(
     asked = [(work, rows) for work in all_works() if (rows := work.matching(only))]
     if not asked:
         raise typer.BadParameter(f"got {only!r}; expected part of a row's text, such as 'softmax'", param_hint="--only")
+    require_all_writable(json, markdown)
     before = _kept(json)
     console = _console()
     lines: list[Line] = []

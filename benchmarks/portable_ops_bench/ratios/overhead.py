@@ -38,26 +38,31 @@ def small_inputs(operation: str) -> tuple[Any, ...]:
     return abs(x) / 2, np.asarray([1, 0, 1, 0], np.float32)
 
 
-def bare(operation: str, library: str, inputs: tuple[Any, ...]) -> tuple[Callable[..., Any], str]:
-    """What does the work with nothing around it, and its name: torch's own function, or the kernel or definition."""
+BARE = "what serves it, bare"
+DEFINITION = "the definition, bare"
+
+
+def bare(operation: str, library: str, inputs: tuple[Any, ...]) -> dict[str, Callable[..., Any]]:
+    """What does the work with nothing around it: torch's own function, or the definition and what serves instead of it."""
     if library == "torch" and operation in NATIVE:
-        return native_of(operation), NATIVE[operation]
+        return {NATIVE[operation]: native_of(operation)}
     described = OPERATIONS[operation]
     if described.base is not None:
-        areas, name = bare(described.base, library, inputs)
         score = partial(mean_of_areas, first=0, absent="skip")
         if operation == "class_iou":
             score = partial(divided, absent=np.nan)
-        return lambda *args: _scored(score, areas(*args)), name
+        return {name: partial(_scored, score, areas) for name, areas in bare(described.base, library, inputs).items()}
     backend = po.get_backend(library)
+    found: dict[str, Callable[..., Any]] = {DEFINITION: partial(described.definition, namespace_of(backend))}
     chosen = po.explain(operation, *inputs).chosen
     for kernel in backend.kernels.get(operation, ()):
         if kernel.name == chosen:
-            return load(kernel.function), f"the {chosen} kernel"
-    return partial(described.definition, namespace_of(backend)), "the definition"
+            return found | {BARE: load(kernel.function)}
+    return found
 
 
-def _scored(score: Callable[[Any, Any], Any], areas: po.Areas) -> Any:
+def _scored(score: Callable[[Any, Any], Any], areas_of: Callable[..., po.Areas], *inputs: Any) -> Any:
+    areas = areas_of(*inputs)
     return score(areas.intersection, areas.union)
 
 
@@ -80,25 +85,25 @@ def one_torch_thread() -> Iterator[None]:
 def _make(operation: str, library: str) -> Runs:
     convert = po.get_backend(library).from_numpy
     inputs = tuple(convert(x) if isinstance(x, np.ndarray) else x for x in small_inputs(operation))
-    function, _ = bare(operation, library, inputs)
-    if library == "torch" and operation in ("softmax", "log_softmax", "logsumexp"):
-        function = partial(function, dim=-1)
-    return Runs(partial(getattr(po, operation), *inputs), (partial(function, *inputs),))
+    options = {"dim": -1} if library == "torch" and operation in ("softmax", "log_softmax", "logsumexp") else {}
+    others = tuple(partial(function, *inputs, **options) for function in bare(operation, library, inputs).values())
+    return Runs(partial(getattr(po, operation), *inputs), others)
 
 
 def overhead_works() -> Iterator[Work]:
     """Every operation, on NumPy and on torch."""
     for library in ("numpy", "torch"):
         for operation in sorted(OPERATIONS):
-            arrays = len(OPERATIONS[operation].arrays)
-            name = NATIVE.get(operation, "") if library == "torch" else ""
-            against = Against(
-                name or "what serves it, bare", ONE_ARRAY if arrays == 1 else SEVERAL, Unit.MICROSECONDS, needs=library
-            )
+            bar = ONE_ARRAY if len(OPERATIONS[operation].arrays) == 1 else SEVERAL
+            counts = (OPERATIONS[operation].base or operation) in ("confusion_matrix", "intersection_and_union")
+            name = NATIVE.get(operation, DEFINITION) if library == "torch" else DEFINITION
+            against = [Against(name, bar, Unit.MICROSECONDS, needs=library)]
+            if counts:
+                against.append(Against(BARE, None, Unit.MICROSECONDS, needs=library))
             yield Work(
                 section=SECTION,
                 name=f"`{operation}`, {library}",
-                against=(against,),
+                against=tuple(against),
                 make=partial(_make, operation, library),
                 seconds=0.5,
                 pause=0.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 
 from portable_ops_bench.floor import Floor, floor_of
@@ -55,17 +56,10 @@ class Analysis:
         return [line for line in self.lines.get(setting, {}).values() if line.is_choice]
 
     @cached_property
-    def _drifts(self) -> dict[str, float]:
-        return noise.drifts(self.report)
-
-    @cached_property
-    def _busy(self) -> dict[str, float]:
-        return noise.others(self.report.sentinels)
-
-    @cached_property
     def doubts(self) -> dict[str, list[str]]:
         """Reasons not to trust a cell's number, by the cell's key."""
-        found = {r.cell.key: noise.doubts(r, self.report, self._drifts, self._busy) for r in self.report.results}
+        around = noise.Surroundings(self.report)
+        found = {r.cell.key: noise.doubts(r, self.report, around) for r in self.report.results}
         return {key: reasons for key, reasons in found.items() if reasons}
 
     @cached_property
@@ -75,14 +69,32 @@ class Analysis:
         return {key: floor for key, floor in found.items() if floor is not None}
 
     @cached_property
+    def front(self) -> set[tuple[str, str]]:
+        """(start, key) of the cells that nothing else in their setting, on their input, beats in both speed and error."""
+        rivals: dict[tuple[Setting, str], list[tuple[float, float, str]]] = {}
+        for setting, contestants in self.lines.items():
+            for result in (r for line in contestants.values() for found in line.points.values() for r in found):
+                if result.timing is not None and result.parity is not None:
+                    entry = (result.timing.median, result.parity.max_ulp, result.cell.key)
+                    rivals.setdefault((setting, result.cell.input), []).append(entry)
+        found = set()
+        for (setting, _), entries in rivals.items():
+            least = math.inf
+            for _, ulp, key in sorted(entries):
+                if ulp < least:
+                    least = ulp
+                    found.add((setting.start, key))
+        return found
+
+    @cached_property
     def intervals(self) -> list[tuple[float, float] | None]:
         """95 % of each result's median, by a bootstrap over processes and rounds; None where there is no number."""
         return [interval(resampled_medians(r.timings)) if r.timings else None for r in self.report.results]
 
     @cached_property
-    def _baselines(self) -> dict[tuple[str, str, str, str, str], float]:
+    def _baselines(self) -> dict[tuple[str, ...], float]:
         return {
-            (r.cell.case, r.cell.input, r.cell.dtype, r.cell.clock, r.cell.cache): r.timing.median
+            (r.cell.case, r.cell.input, r.cell.dtype, r.cell.clock, r.cell.cache, r.cell.layout): r.timing.median
             for r in self.report.results
             if r.timing is not None and r.cell.backend == BASELINE and r.cell.way == "definition"
         }
@@ -90,7 +102,7 @@ class Analysis:
     def speedup(self, result: Result) -> float | None:
         """How many times as fast as the standard definition on NumPy; None where either has no number."""
         cell, timing = result.cell, result.timing
-        median = self._baselines.get((cell.case, cell.input, cell.dtype, cell.clock, cell.cache))
+        median = self._baselines.get((cell.case, cell.input, cell.dtype, cell.clock, cell.cache, cell.layout))
         return median / timing.median if median is not None and timing is not None else None
 
     def measured(self, way: str | None = "dispatched") -> list[Result]:
@@ -160,11 +172,13 @@ class Analysis:
                     "q3": timing.q3,
                     "process_spread": spread(result.timings),
                     "first_call": timing.first_call,
+                    "device_time": timing.device_time,
                     "speedup": self.speedup(result),
                     "floor_seconds": floor.seconds if floor else None,
                     "floor_fraction": floor.fraction if floor else None,
                     "bound_by": floor.bound_by if floor else None,
                     "max_ulp": result.parity.max_ulp if result.parity else None,
+                    "on_front": (result.cell.start, key) in self.front,
                     "mean_ulp": result.parity.mean_ulp if result.parity else None,
                     "peak_bytes": result.memory.peak_bytes if result.memory else None,
                     "doubts": self.doubts.get(key, []),
@@ -190,5 +204,9 @@ class Analysis:
             "advice": [{**of(s), "stretches": to_builtins(stretches)} for s, stretches in self.advice.items()],
             "crossovers": [{**of(s), **to_builtins(c)} for s, found in self.crossovers.items() for c in found],
             "fits": [{**of(s), "contestant": name, **to_builtins(f)} for (s, name), f in self.fits.items()],
+            "overheads": [
+                {"operation": operation, "backend": backend, "call": call, "native": native, "share": call / native - 1}
+                for operation, backend, call, native in self.overheads
+            ],
             "cells": self.summaries(),
         }

@@ -11,7 +11,7 @@ from scipy.stats import norm
 from scipy.stats import t as student
 
 from portable_ops_bench.model import Cell, Environment, Report, Result, Sentinel
-from portable_ops_bench.reporting.noise import OTHERS, others
+from portable_ops_bench.reporting.noise import Surroundings
 
 FREEDOM_OF_ALL = 2
 """Degrees of freedom that the noise of all cells together adds to those of a cell's own processes.
@@ -104,6 +104,7 @@ class Machine:
     def __init__(self, before: Report, after: Report) -> None:
         first, second = (_by_backend(report.sentinels) for report in (before, after))
         self._both = {backend: (first[backend], second[backend]) for backend in first if backend in second}
+        self._runs = (Surroundings(before), Surroundings(after))
 
     def changes(self, backend: str) -> tuple[float, float]:
         """The logs of the least and of the most by which it became slower: it drifts while a process runs, too."""
@@ -113,9 +114,10 @@ class Machine:
         return math.log(new_low / high), math.log(new_high / low)
 
     def disturbed(self, backend: str) -> str:
-        """In words, if other processes took the CPUs from the backend's own, in either run; else empty."""
-        busiest = max((others(run).get(backend, 0.0) for run in self._both.get(backend, ())), default=0.0)
-        return f"other processes kept {busiest:.1f} CPUs busy meanwhile" if busiest > OTHERS else ""
+        """In words, what took CPUs from the backend's processes or slowed them down, in either run; empty if nothing did."""
+        if backend not in self._both:
+            return ""
+        return "; ".join(dict.fromkeys(told for run in self._runs for told in run.disturbances(backend)))
 
     def notes(self) -> list[str]:
         """What was seen."""

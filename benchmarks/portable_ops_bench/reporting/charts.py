@@ -15,17 +15,19 @@ from portable_ops_bench.inputs import OVERHEAD, drawn_input
 from portable_ops_bench.measuring.plan import BASELINE
 from portable_ops_bench.reporting.analysis import Analysis
 from portable_ops_bench.reporting.crossover import Crossover
-from portable_ops_bench.reporting.lineup import Setting
+from portable_ops_bench.reporting.lineup import KINDS, USUAL, Setting
 from portable_ops_bench.reporting.rows import Row, choices, contestants
 from portable_ops_bench.reporting.summary import about, headline_settings
 
 ROWS = "rows"
-CONTROLS = ("input", "operation", "dtype", "start", "clock", "cache", "baseline", "peers")
+CONTROLS = ("input", "operation", "dtype", "start", "clock", "cache", "layout", "baseline", "peers")
 SLANTED = {"left": 5, "top": 5, "bottom": 5, "right": 45}
 """Room for the name of the last column, which is slanted."""
 DEFINITION = f"{BASELINE}: definition"
+GREY = "#7b8794"
+"""Can be read on light and dark alike."""
 DIMMED = "datum.doubt != ''"
-SETTING = ("dtype", "start", "clock", "cache")
+SETTING = ("dtype", "start", "clock", "cache", "layout")
 SAME_SETTING = " && ".join(f"datum.{name} == {name}" for name in SETTING)
 WITH_PEERS = "(peers == 'with' || datum.kind == 'dispatched')"
 
@@ -99,10 +101,9 @@ class Charts:
             opacity=alt.condition(DIMMED, alt.value(0.22), alt.value(1.0)),
         )
         is_dark = "datum.speedup > 9 || datum.speedup < 0.11"
-        # What is in doubt is pale, with a grey that can be read on light and dark alike.
         ink = (
             alt.when(DIMMED)
-            .then(alt.value("#7b8794"))
+            .then(alt.value(GREY))
             .when(is_dark)
             .then(alt.value("white"))
             .otherwise(alt.value("#15202b"))
@@ -146,6 +147,7 @@ class Charts:
         data = [
             {
                 "operation": setting.operation, "dtype": setting.dtype, "start": setting.start,
+                "layout": setting.layout,
                 "name": f"{setting.operation}: {found.after} over {found.before}", "where": found.after.partition(": ")[0],
                 "size": found.size, "low": found.low or ends[0], "high": found.high or ends[1], "about": about(found),
                 "open": found.low is None or found.high is None,
@@ -153,15 +155,16 @@ class Charts:
             for setting in headline_settings(self.analysis)
             for found in advised(self.analysis, setting)
         ]  # fmt: skip
-        groups = [(row["dtype"], row["start"]) for row in data]
+        groups = [(row["dtype"], row["start"], row["layout"]) for row in data]
         most = max(map(groups.count, groups), default=1)
         base = (
             alt.Chart(alt.InlineData(values=data))
-            .add_params(*(alt.param(name=name, value=self.chosen[name]) for name in ("dtype", "start")))
-            .transform_filter("datum.dtype == dtype && datum.start == start")
+            .add_params(*(alt.param(name=name, value=self.chosen[name]) for name in ("dtype", "start", "layout")))
+            .transform_filter("datum.dtype == dtype && datum.start == start && datum.layout == layout")
             .encode(y=alt.Y("name:N", title=None, sort=None, axis=alt.Axis(labelLimit=330)), color=self.colour())
         )
-        size: dict[str, Any] = {"scale": alt.Scale(type="log"), "axis": alt.Axis(format="~s")}
+        # The sizes measured, also where nothing is overtaken: a plot of nothing would have no extent.
+        size: dict[str, Any] = {"scale": alt.Scale(type="log", domain=list(ends)), "axis": alt.Axis(format="~s")}
         shown = ["name:N", alt.Tooltip("about:N", title="from")]
         rules = base.mark_rule(strokeWidth=3, opacity=0.45).encode(
             x=alt.X("low:Q", title="elements", **size), x2="high:Q"
@@ -175,23 +178,30 @@ class Charts:
         """What calls reach of the bandwidth that the machine was seen to have: points under the roof of their backend."""
         report = self.analysis.report
         places = dict.fromkeys((ceiling.backend, ceiling.device, ceiling.dtype) for ceiling in report.ceilings)
-        roofs = [
-            {"where": backend if device == "cpu" else f"{backend} on {device}", "dtype": dtype, "bytes": size, "rate": rate / 1e9}
-            for backend, device, dtype in places
-            for size, rate in bandwidth_curve(c for c in report.ceilings if (c.backend, c.device, c.dtype) == (backend, device, dtype))
-        ]  # fmt: skip
+
+        def roofs(threads: int | None) -> list[Row]:
+            return [
+                {"where": backend if device == "cpu" else f"{backend} on {device}", "dtype": dtype, "bytes": size, "rate": rate / 1e9}
+                for backend, device, dtype in places
+                for size, rate in bandwidth_curve(
+                    (c for c in report.ceilings if (c.backend, c.device, c.dtype) == (backend, device, dtype)), threads
+                )
+            ]  # fmt: skip
+
         axis: dict[str, Any] = {"scale": alt.Scale(type="log"), "axis": alt.Axis(format="~s")}
         x, y = alt.X("bytes:Q", title="bytes that the call must move", **axis), alt.Y("rate:Q", title="GB/s", **axis)
         dtype = alt.param(name="dtype", value=self.chosen["dtype"])
-        lines = (
-            alt.Chart(alt.InlineData(values=roofs)).add_params(dtype).transform_filter("datum.dtype == dtype")
-            .mark_line(strokeWidth=2, strokeDash=[6, 3]).encode(x=x, y=y, color=self.colour("where"))
-        )  # fmt: skip
+        lines = [
+            alt.Chart(alt.InlineData(values=found)).add_params(dtype).transform_filter("datum.dtype == dtype")
+            .mark_line(strokeWidth=width, strokeDash=dash).encode(x=x, y=y, color=self.colour("where"))
+            for found, width, dash in ((roofs(None), 2, [6, 3]), (roofs(1), 1.5, [2, 4]))
+            if found  # a plot of nothing would have no extent
+        ]  # fmt: skip
         points = (
-            alt.Chart(alt.NamedData(ROWS))
+            self.base("layout")
             .transform_filter(
                 "datum.dtype == dtype && datum.kind == 'dispatched' && datum.start == 'resident' && datum.clock == 'throughput' "
-                f"&& datum.cache == 'warm' && datum.bytes > 0 && datum.input != '{drawn_input(OVERHEAD)}' && !datum.reference"
+                f"&& datum.cache == 'warm' && datum.layout == layout && datum.bytes > 0 && datum.input != '{drawn_input(OVERHEAD)}' && !datum.reference"
             )
             .mark_point(filled=True, size=48)
             .encode(
@@ -201,7 +211,7 @@ class Charts:
                 opacity=alt.condition(DIMMED, alt.value(0.3), alt.value(0.85)),
             )
         )  # fmt: skip
-        return alt.layer(lines, points).properties(width="container", height=330)
+        return alt.layer(*lines, points).properties(width="container", height=330)
 
     def profile(self) -> Any:
         """For every backend, the share of operations that it does within a factor of the best (Dolan and Moré)."""
@@ -233,29 +243,48 @@ class Charts:
         )
 
     def parity(self) -> Any:
-        """Largest error beside speed: a result is worth its speed only if it is right."""
-        chart = self.base("input", *SETTING, "baseline", "peers").transform_filter(
+        """Largest error beside speed: a result is worth its speed only if it is right. One operation's front as a line."""
+        chart = self.base("input", *SETTING, "baseline", "peers", "operation").transform_filter(
             f"datum.input == input && {SAME_SETTING}"
         )
         log = alt.Scale(type="log")
-        return (
-            self.against_baseline(chart)
-            .transform_filter(f"datum.speedup != null && {WITH_PEERS}")
+        all_of_them = self.against_baseline(chart).transform_filter("datum.speedup != null").encode(
+            x=alt.X("speedup:Q", title="times as fast as the baseline", scale=log, axis=alt.Axis(format="~r")),
+            y=alt.Y("ulp:Q", title="largest error, ulp (0.01: none)", scale=log, axis=alt.Axis(format="~r")),
+            tooltip=tooltip(),
+        )  # fmt: skip
+        points = (
+            all_of_them.transform_filter(WITH_PEERS)
             .mark_point(filled=True, size=70)
             .encode(
-                x=alt.X("speedup:Q", title="times as fast as the baseline", scale=log, axis=alt.Axis(format="~r")),
-                y=alt.Y("ulp:Q", title="largest error, ulp (0.01: none)", scale=log, axis=alt.Axis(format="~r")),
-                color=self.colour(), shape=self.shape(), tooltip=tooltip(),
-                opacity=alt.condition(DIMMED, alt.value(0.35), alt.value(0.9)),
+                color=self.colour(), shape=self.shape(), opacity=alt.condition(DIMMED, alt.value(0.35), alt.value(0.9))
             )
-            .properties(width="container", height=300)
-        )  # fmt: skip
+        )
+        # From a point to the next faster one, no less error is to be had than the faster one's.
+        # Those of other operations are there but not seen: a plot of nothing would have no extent.
+        chosen = "datum.operation == operation"
+        front = all_of_them.transform_filter("datum.front").encode(
+            detail="operation:N", opacity=alt.condition(chosen, alt.value(1), alt.value(0))
+        )
+        line = front.mark_line(interpolate="step-before", strokeWidth=1.5, color=GREY).encode(order="speedup:Q")
+        ends = front.mark_point(size=130, color=GREY)
+        # A library's own function and the call that it serves often lie side by side: one is named below, one above.
+        names = [
+            front.transform_calculate(
+                name=f"{chosen} && (datum.kind == 'peer') == {str(below).lower()} ? datum.who : ''"
+            )
+            .mark_text(align="left", dx=9, dy=10 if below else -8, fontSize=11, color=GREY)
+            .encode(text="name:N")
+            for below in (False, True)
+        ]
+        return alt.layer(points, line, ends, *names).properties(width="container", height=300)
 
     def memory(self) -> Any:
         """The most memory that a call took beside its inputs, and how often that is what it must move."""
         base = (
-            self.base("input", "dtype")
-            .transform_filter("datum.input == input && datum.dtype == dtype && datum.peak != null && datum.start == 'resident'")
+            self.base("input", "dtype", "layout")
+            .transform_filter("datum.input == input && datum.dtype == dtype && datum.layout == layout && datum.peak != null "
+                              "&& datum.start == 'resident'")
             .transform_calculate(share="datum.peak / datum.bytes")
             .encode(
                 x=self.across(),
@@ -323,15 +352,11 @@ def tooltip() -> list[Any]:
 
 def defaults(analysis: Analysis, rows: list[Row]) -> dict[str, str]:
     """What the controls show first."""
-    operations = list(dict.fromkeys(row["operation"] for row in rows))
-    dtypes = [row["dtype"] for row in rows]
+    usual = {"operation": "mean_iou", "dtype": "float32", **dict(zip(KINDS, USUAL, strict=True))}
+    present = {name: list(dict.fromkeys(row[name] for row in rows)) for name in usual}
     return {
         "input": analysis.main_input or "",
-        "operation": "mean_iou" if "mean_iou" in operations else next(iter(operations), ""),
-        "dtype": "float32" if "float32" in dtypes else next(iter(dtypes), ""),
-        "start": "resident",
-        "clock": "throughput",
-        "cache": "warm",
+        **{name: value if value in present[name] else next(iter(present[name]), "") for name, value in usual.items()},
         "baseline": DEFINITION,
         "peers": "without",
     }
@@ -339,7 +364,7 @@ def defaults(analysis: Analysis, rows: list[Row]) -> dict[str, str]:
 
 def options(charts: Charts) -> dict[str, list[str]]:
     """What each control offers."""
-    found = {name: list(dict.fromkeys(row[name] for row in charts.rows)) for name in CONTROLS[:6]}
+    found = {name: list(dict.fromkeys(row[name] for row in charts.rows)) for name in CONTROLS[:-2]}
     present = dict.fromkeys(row["who"] for row in charts.rows)
     return found | {"baseline": sorted(present, key=lambda who: who != DEFINITION), "peers": ["without", "with"]}
 

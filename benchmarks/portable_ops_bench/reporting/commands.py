@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -12,8 +13,9 @@ from rich.table import Table
 
 from portable_ops.files import write_atomically
 from portable_ops_bench import stored
+from portable_ops_bench.measuring.plan import dtype_of
 from portable_ops_bench.model import Report
-from portable_ops_bench.refusing import refuse
+from portable_ops_bench.refusing import refuse, require_all_writable
 from portable_ops_bench.reporting.analysis import Analysis
 from portable_ops_bench.reporting.compare import (
     Change,
@@ -27,7 +29,7 @@ from portable_ops_bench.reporting.compare import (
     compare as compare_reports,
 )
 from portable_ops_bench.reporting.machines import machine_differences
-from portable_ops_bench.reporting.summary import count, seconds, times
+from portable_ops_bench.reporting.summary import count, times
 from portable_ops_bench.reporting.which import Answer, crossing
 from portable_ops_bench.reporting.which import which as answers
 from portable_ops_bench.reporting.written import write
@@ -61,6 +63,7 @@ def report(
         return
     if file is None:
         refuse("report: got no file; expected a report that bench has written with --json")
+    require_all_writable(html, markdown_file, json)
     console = Console()
     analysis = Analysis(_load(file))
     write(analysis, console, html=html, markdown_file=markdown_file)
@@ -72,7 +75,7 @@ def report(
 def which(
     operation: Annotated[str, typer.Argument(help="An operation, such as softmax.")],
     size: Annotated[float, typer.Option(min=1, help="Elements of the first array, such as 1000000 or 1e6.")],
-    dtype: Annotated[str, typer.Option(help="The floating dtype.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="The floating dtype, such as float64 or f64.")] = "float32",
     report: Annotated[
         Path | None, typer.Option(help="A stored report; if none is named, the newest report*.json in this folder.")
     ] = None,
@@ -80,8 +83,11 @@ def which(
     clock: Annotated[
         str, typer.Option(help="throughput of calls that follow each other, or latency of one.")
     ] = "throughput",
+    layout: Annotated[str, typer.Option(help="contiguous arrays, or strided ones.")] = "contiguous",
 ) -> None:
     """Say which backend to use for an operation, a size and a dtype, from a stored report."""
+    if not math.isfinite(size):
+        refuse(f"which: --size: got {size}; expected a number of elements")
     file = report or stored.newest(Path())
     if file is None:
         refuse(
@@ -89,7 +95,7 @@ def which(
         )
     analysis = Analysis(_load(file))
     try:
-        found = answers(analysis, operation, int(size), dtype, start=start, clock=clock)
+        found = answers(analysis, operation, int(size), dtype_of(dtype), start=start, clock=clock, layout=layout)
     except ValueError as error:
         refuse(f"{file.name}: {error}")
     console = Console(soft_wrap=True)
@@ -128,7 +134,7 @@ def _print_answer(answer: Answer, size: int) -> None:
         style = "bold" if one is best else "" if one.is_choice else "dim"
         # What serves is in the name of a contestant that is no call of portable_ops.
         kernel = "" if one.contestant.endswith(f": {one.kernel}") else one.kernel
-        cells = [one.contestant, kernel, seconds(one.seconds), times(one.seconds / best.seconds), error]
+        cells = [one.contestant, kernel, one.time, times(one.seconds / best.seconds), error]
         cells += [] if said else [one.how]
         table.add_row(*(cell.replace("[", r"\[") for cell in cells), style=style)
     console.print(table)
@@ -156,6 +162,7 @@ def compare(
 
     The exit status is 0 if nothing is slower, 1 if a cell is slower or has failed since, 2 if they cannot be compared.
     """
+    require_all_writable(json)
     console = Console()
     try:
         limits = load_thresholds(thresholds) if thresholds is not None else Thresholds()

@@ -18,7 +18,7 @@ from scipy.stats import false_discovery_control, mannwhitneyu
 
 from portable_ops_bench.model import Cell, Report, Result, Status, Struct, Timing
 from portable_ops_bench.reporting.between_runs import ENOUGH_PROCESSES, Noise, processes_of
-from portable_ops_bench.reporting.lineup import label
+from portable_ops_bench.reporting.lineup import label, unusual
 from portable_ops_bench.reporting.machines import machine_differences, other_differences
 from portable_ops_bench.reporting.resampling import RESAMPLES, SEED, interval, resampled_medians
 
@@ -99,8 +99,7 @@ class Change(Struct, frozen=True):
     def name(self) -> str:
         """The cell in a few words."""
         cell = self.cell
-        unusual = [value for value in (cell.clock, cell.cache, cell.start) if value in ("latency", "cold", "host")]
-        return ", ".join([cell.case, cell.input, label(cell), cell.dtype, *unusual])
+        return ", ".join([cell.case, cell.input, label(cell), cell.dtype, *unusual(cell)])
 
 
 class Comparison(Struct, frozen=True):

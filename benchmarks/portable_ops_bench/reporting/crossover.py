@@ -31,6 +31,8 @@ class Crossover(Struct, frozen=True):
         The smallest size at which both were measured.
     changes : int
         How often the two change places; the last time is told.
+    below, above : int
+        The sizes between which it lies, both of them measured.
     """
 
     before: str
@@ -40,6 +42,8 @@ class Crossover(Struct, frozen=True):
     high: float | None
     smallest: int
     changes: int = 1
+    below: int = 0
+    above: int = 0
 
     @property
     def is_everywhere(self) -> bool:
@@ -88,6 +92,8 @@ def crossover(a: Line, b: Line) -> Crossover | None:
         high=math.exp(high) if math.isfinite(high) else None if high > 0 else float(sizes[0]),
         smallest=sizes[0],
         changes=changes,
+        below=max(known for known in sizes if known <= size),
+        above=min(known for known in sizes if known >= size),
     )
 
 

@@ -1,4 +1,4 @@
-"""Which cells may be compared: those of one case, dtype, clock, cache and start; along sizes, one line per contestant."""
+"""Which cells may be compared: those of one case, dtype and kind (`KINDS`); along sizes, one line per contestant."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from portable_ops.backend import registered_backends
 from portable_ops_bench.measuring.plan import BASELINE
 from portable_ops_bench.model import Cell, Report, Result, Status, Timing
 
+KINDS = ("clock", "cache", "start", "layout")
+USUAL = ("throughput", "warm", "resident", "contiguous")
+"""What most cells are; names and tables tell what is not."""
 HOST_DEVICES = ("cpu", "CPU_DEVICE", "-")
 CHOICES = ("dispatched", "compiled")
 """Ways that call portable_ops, among which advice chooses."""
@@ -24,11 +27,22 @@ class Setting(NamedTuple):
     clock: str
     cache: str
     start: str
+    layout: str = "contiguous"
 
 
 def setting_of(cell: Cell) -> Setting:
     """The setting of a cell."""
-    return Setting(cell.case, cell.operation, cell.dtype, cell.clock, cell.cache, cell.start)
+    return Setting(cell.case, cell.operation, cell.dtype, cell.clock, cell.cache, cell.start, cell.layout)
+
+
+def kinds_of(cell: Cell) -> tuple[str, ...]:
+    """Clock, cache, start and layout."""
+    return tuple(getattr(cell, name) for name in KINDS)
+
+
+def unusual(cell: Cell) -> list[str]:
+    """What is not as usual about a cell, such as ``latency`` or ``strided``."""
+    return [kind for kind in kinds_of(cell) if kind not in USUAL]
 
 
 def place(cell: Cell) -> str:

@@ -12,19 +12,14 @@ def machine_differences(a: Environment, b: Environment) -> list[str]:
         ("CPU", a.cpu, b.cpu),
         ("CPUs", f"{a.usable_cpus} of {a.logical_cpus}", f"{b.usable_cpus} of {b.logical_cpus}"),
         ("system", a.system.partition(" ")[0], b.system.partition(" ")[0]),
-        ("devices", *_devices(a, b)),
+        ("devices", ", ".join(a.devices), ", ".join(b.devices)),
     ):
-        if one != other:
+        # Of devices that no library of a run looked at, nothing is known.
+        if one != other and one and other:
             found.append(f"{name} {one} and {other}")
     if abs(a.memory_bytes - b.memory_bytes) > 0.1 * max(a.memory_bytes, b.memory_bytes):
         found.append(f"memory {a.memory_bytes / 2**30:.0f} GiB and {b.memory_bytes / 2**30:.0f} GiB")
     return found
-
-
-def _devices(a: Environment, b: Environment) -> tuple[str, str]:
-    """Names of accelerators, where the environments have them."""
-    first, second = (", ".join(map(str, getattr(environment, "devices", ()) or ())) for environment in (a, b))
-    return first, second
 
 
 def other_differences(a: Report, b: Report) -> list[str]:
@@ -41,6 +36,11 @@ def other_differences(a: Report, b: Report) -> list[str]:
         found.append("numbers of threads differ")
     if one.governor != other.governor:
         found.append(f"governor {one.governor} -> {other.governor}")
+    found += [
+        f"{name} {value} -> {other.precision[name]}"
+        for name, value in one.precision.items()
+        if other.precision.get(name, value) != value
+    ]
     for report, which in ((a, "first"), (b, "second")):
         if report.interrupted:
             found.append(f"the {which} run was interrupted")

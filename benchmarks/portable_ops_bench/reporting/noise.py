@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Set
+from typing import TypeVar
 
 from portable_ops_bench.floor import floor_of
-from portable_ops_bench.model import Report, Result, Sentinel
+from portable_ops_bench.measuring.libraries import reduced
+from portable_ops_bench.measuring.timers import is_host
+from portable_ops_bench.model import Report, Result, Sentinel, Watch
 from portable_ops_bench.reporting.resampling import spread
+
+Beside = TypeVar("Beside", Sentinel, Watch)
 
 DRIFT = 0.10
 """By how much the sentinel may change while a process runs."""
@@ -16,6 +21,10 @@ QUARTILES = 0.50
 """How far apart the quartiles of the rounds may lie, as a share of the median."""
 OTHERS = 0.2
 """How many CPUs other processes may keep busy meanwhile."""
+CLOCK = 0.8
+"""The share of the highest clock of a run below which a device is slower than its cells may be."""
+POWER_CAP = "power cap"
+"""No reason to doubt: what a GPU at work is kept at. Its clock says whether it went slow."""
 LOAD = 0.5
 """Processes per CPU that may wait for one before the run."""
 
@@ -25,22 +34,59 @@ def drift(sentinel: Sentinel) -> float:
     return sentinel.after / sentinel.before - 1
 
 
-def drifts(report: Report) -> dict[str, float]:
-    """For each backend, the drift of the middle one of its processes: a single one that was disturbed decides no median."""
-    return _middle((sentinel.backend, abs(drift(sentinel)), drift(sentinel)) for sentinel in report.sentinels)
+def middle(values: Iterable[float]) -> float:
+    """The one whose size is in the middle, 0 of none: a single process that was disturbed decides no median."""
+    ordered = sorted(values, key=abs)
+    return ordered[(len(ordered) - 1) // 2] if ordered else 0.0
 
 
-def others(sentinels: Iterable[Sentinel]) -> dict[str, float]:
-    """For each backend, how many CPUs other processes kept busy, during the middle one of its processes."""
-    return _middle((sentinel.backend, sentinel.others or 0.0, sentinel.others or 0.0) for sentinel in sentinels)
+def slowness(watch: Watch, fastest: float | None) -> list[str]:
+    """In words, how a device was slowed down while a process measured, as far as it says.
+
+    `fastest` is the highest clock that it was seen to have in the run.
+    """
+    who = "the CPU" if is_host(watch.device) else watch.device
+    kinds = [f"{kind} {count}×" for kind, count in (watch.throttled or {}).items() if kind != POWER_CAP]
+    told = [f"{who} was throttled ({', '.join(kinds)})"] if kinds else []
+    if watch.clock is not None and fastest and watch.clock.lowest < CLOCK * fastest:
+        share = watch.clock.lowest / fastest
+        told.append(f"the clock of {who} fell to {watch.clock.lowest:.0f} MHz, {share:.0%} of the highest seen")
+    return told
 
 
-def _middle(found: Iterable[tuple[str, float, float]]) -> dict[str, float]:
-    """By backend, the last value of the entry whose size is in the middle."""
-    by_backend: dict[str, list[tuple[float, float]]] = {}
-    for backend, size, value in found:
-        by_backend.setdefault(backend, []).append((size, value))
-    return {backend: sorted(entries)[(len(entries) - 1) // 2][1] for backend, entries in by_backend.items()}
+class Surroundings:
+    """What went on around the processes of a report."""
+
+    def __init__(self, report: Report) -> None:
+        self._sentinels, self._watches = report.sentinels, report.watches
+        self._fastest: dict[str, float] = {}
+        for watch in report.watches:
+            if watch.clock is not None:
+                self._fastest[watch.device] = max(watch.clock.highest, self._fastest.get(watch.device, 0.0))
+
+    def drift(self, backend: str, processes: Set[int | None] = frozenset()) -> float:
+        """By how much the sentinel changed during the middle one of a backend's processes."""
+        return middle(map(drift, _of(self._sentinels, backend, processes)))
+
+    def disturbances(
+        self, backend: str, device: str | None = None, processes: Set[int | None] = frozenset()
+    ) -> list[str]:
+        """In words, what took CPUs from most of a backend's processes, or slowed their CPUs or the device down."""
+        taken = middle(one.others or 0.0 for one in _of(self._sentinels, backend, processes))
+        told = [f"other processes kept {taken:.1f} CPUs busy meanwhile"] if taken > OTHERS else []
+        by_process: dict[int, list[str]] = {}
+        for watch in _of(self._watches, backend, processes):
+            if device is None or is_host(watch.device) or watch.device == device:
+                slow = slowness(watch, self._fastest.get(watch.device))
+                by_process.setdefault(watch.process, []).extend(slow)
+        slowed = [found for found in by_process.values() if found]
+        return told + [f"{slow} meanwhile" for slow in (slowed[0] if 2 * len(slowed) > len(by_process) else ())]
+
+
+def _of(them: Iterable[Beside], backend: str, processes: Set[int | None]) -> list[Beside]:
+    """Those that stood beside these processes of a backend; beside all of it where these left none, as when they were ended."""
+    all_of_them = [one for one in them if one.backend == backend]
+    return [one for one in all_of_them if one.process in processes] or all_of_them
 
 
 def ledger(report: Report) -> list[str]:
@@ -65,6 +111,10 @@ def ledger(report: Report) -> list[str]:
                 f"Other processes kept {busiest.others:.2f} of {environment.usable_cpus} CPUs busy at most while a process "
                 f"measured ({busiest.backend})."
             )
+    told += _pace(report)
+    lost = reduced(environment.precision, environment.devices)
+    if lost:
+        told.append(f"Products of float32 may have been computed with fewer digits: {', '.join(lost)}.")
     if environment.load_before is not None:
         busy = " (busy)" if environment.load_before > LOAD * environment.usable_cpus else ""
         after = "" if environment.load_after is None else f", {environment.load_after:g} after"
@@ -72,7 +122,37 @@ def ledger(report: Report) -> list[str]:
     return told
 
 
-def doubts(result: Result, report: Report, drifted: Mapping[str, float], busy: Mapping[str, float]) -> list[str]:
+def _pace(report: Report) -> list[str]:
+    """Sentences about clocks, temperatures, throttling and stolen time; of what no device told, that it is not known."""
+    if not report.watches:
+        return ["Clocks, temperatures and throttling were not recorded."] if report.sentinels else []
+    told = []
+    for device in dict.fromkeys(watch.device for watch in report.watches):
+        own = [watch for watch in report.watches if watch.device == device]
+        clocks = [watch.clock for watch in own if watch.clock is not None]
+        degrees = [watch.temperature for watch in own if watch.temperature is not None]
+        known = [
+            f"{name} {min(one.lowest for one in spans):.0f} to {max(one.highest for one in spans):.0f} {unit}"
+            for name, spans, unit in (("clock", clocks, "MHz"), ("temperature", degrees, "°C"))
+            if spans
+        ]
+        counts = [(watch, watch.throttled) for watch in own if watch.throttled is not None]
+        if counts:
+            slowed = [f"{kind} {n}× ({watch.backend})" for watch, kinds in counts for kind, n in kinds.items()]
+            known.append(f"throttled: {', '.join(slowed)}" if slowed else "never throttled")
+        unknown = [
+            name for name, found in (("clock", clocks), ("temperature", degrees), ("throttling", counts)) if not found
+        ]
+        silent = [f"{', '.join(unknown)} not known (the machine does not tell)"] if unknown else []
+        told.append(f"{'CPU' if is_host(device) else device}: {', '.join([*known, *silent])}.")
+    stolen = [watch for watch in report.watches if watch.steal is not None]
+    if stolen:
+        most = max(stolen, key=lambda watch: watch.steal or 0.0)
+        told.append(f"Other virtual machines took {most.steal:.2f} CPUs at most (steal, {most.backend}).")
+    return told
+
+
+def doubts(result: Result, report: Report, around: Surroundings) -> list[str]:
     """Reasons not to trust a number."""
     timing = result.timing
     if timing is None:
@@ -86,10 +166,8 @@ def doubts(result: Result, report: Report, drifted: Mapping[str, float], busy: M
         found.append(f"processes differ by {apart:.0%}")
     if (timing.q3 - timing.q1) / timing.median > QUARTILES:
         found.append(f"quartiles lie {(timing.q3 - timing.q1) / timing.median:.0%} of the median apart")
-    change = drifted.get(result.cell.backend, 0.0)
+    cell, processes = result.cell, {timing.process for timing in result.timings}
+    change = around.drift(cell.backend, processes)
     if abs(change) > DRIFT:
         found.append(f"the sentinel drifted by {change:+.0%} meanwhile")
-    taken = busy.get(result.cell.backend, 0.0)
-    if taken > OTHERS:
-        found.append(f"other processes kept {taken:.1f} CPUs busy meanwhile")
-    return found
+    return found + around.disturbances(cell.backend, cell.device, processes)

@@ -23,8 +23,16 @@ from portable_ops_bench.reporting.analysis import Analysis
 from portable_ops_bench.reporting.charts import CONTROLS, Charts, options, specification
 from portable_ops_bench.reporting.rows import at_home, contestants, numbers, table_rows
 from portable_ops_bench.reporting.snippets import code, rerun
-from portable_ops_bench.reporting.summary import headline_settings, in_doubt, sentence, when
-from portable_ops_bench.reporting.tables import FIT_COLUMNS, crossover_rows, fit_rows, grid
+from portable_ops_bench.reporting.summary import STRIDED, headline_settings, in_doubt, sentence, when
+from portable_ops_bench.reporting.tables import (
+    FIT_COLUMNS,
+    OVERHEAD_COLUMNS,
+    crossover_rows,
+    fit_rows,
+    grids,
+    last_cache,
+    overhead_rows,
+)
 
 CHARTS = (
     ("heatmap", "Speed-up", "Operations by backend: how many times as fast as the baseline. Pale cells are in doubt."),
@@ -33,23 +41,26 @@ CHARTS = (
      ("From which size on a backend is faster than another, with 95 % intervals, for those that the verdict names. The table "
       "has all.")),
     ("roofline", "Roofline",
-     ("What calls reach of the bandwidth that their backend was seen to have in the same run (dashed). A call whose floor is "
-     "set by exponentials or matrix products lies below it for a reason.")),
+     ("What calls reach of the bandwidth that their backend was seen to have in the same run (dashed; dotted: a copy on one "
+      "thread). A call whose floor is set by exponentials or matrix products lies below it for a reason.")),
     ("profile", "Performance profile",
      ("The share of operations that a backend does within a factor of the best time. Higher is better; the left end is how "
      "often it is the best.")),
-    ("parity", "Parity beside speed", "The largest error against a float64 oracle, in units in the last place."),
+    ("parity", "Parity beside speed",
+     ("The largest error against a float64 oracle, in units in the last place. The line is the front of the operation chosen "
+      "above, other libraries included: nothing is both faster and nearer to the oracle than what lies on it.")),
     ("memory", "Memory", "The most memory that a call takes beside its inputs, measured in a pass of its own."),
-    ("overhead", "What a call costs", "Microseconds on four elements, beside the same work called natively."),
+    ("overhead", "What a call costs",
+     "Microseconds on four elements, beside the same work called natively: what dispatch costs."),
 )  # fmt: skip
 OPEN = Cell(
     case="", operation="{operation}", input="{input}", backend="{backend}", device="cpu", dtype="{dtype}", clock="{clock}",
-    cache="{cache}", start="{start}",
+    cache="{cache}", start="{start}", layout="{layout}",
 )  # fmt: skip
 """A cell with what differs from one to the next left open, for the page's script to fill in."""
 LABELS = {
     "input": "Input", "operation": "Operation", "dtype": "Dtype", "start": "Data starts", "clock": "Clock", "cache": "Cache",
-    "baseline": "Baseline", "peers": "Other libraries",
+    "layout": "Layout", "baseline": "Baseline", "peers": "Other libraries",
 }  # fmt: skip
 
 COLOURS = ((68, 84, 106), (42, 157, 143), (233, 196, 106), (231, 111, 81))
@@ -115,17 +126,21 @@ def has_numbers(name: str, analysis: Analysis, charts: Charts) -> bool:
 
 
 def verdict_groups(analysis: Analysis) -> list[dict[str, Any]]:
-    """The verdict's sentences, by where data starts; what each is about apart, to be set in bold."""
+    """The verdict's sentences, by where data starts and how it lies; what each is about apart, to be set in bold."""
     groups: dict[str, list[dict[str, str]]] = {}
     for setting in headline_settings(analysis):
         about, _, rest = sentence(analysis, setting).partition(": ")
         advised, _, details = rest.partition(". ")
-        about = about.partition(", data starting")[0]
-        groups.setdefault(setting.start, []).append(
+        about = about.partition(", data starting")[0].replace(f", {STRIDED}", "")
+        groups.setdefault(setting.start if setting.layout == "contiguous" else setting.layout, []).append(
             {"about": about, "use": advised[:1].upper() + advised[1:] + ".", "details": details}
         )
-    titles = {"resident": "Arrays already where they are used", "host": "Data starting on the host"}
-    return [{"title": titles.get(start, start), "sentences": sentences} for start, sentences in groups.items()]
+    titles = {
+        "resident": "Arrays already where they are used",
+        "host": "Data starting on the host",
+        "strided": "Strided arrays",
+    }
+    return [{"title": titles.get(kind, kind), "sentences": sentences} for kind, sentences in groups.items()]
 
 
 def codes(report: Report) -> dict[str, dict[str, str]]:
@@ -133,9 +148,10 @@ def codes(report: Report) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for result in report.results:
         cell = result.cell
-        kind = f"{cell.way}|{cell.start}"
+        kind = f"{cell.way}|{cell.start}|{cell.layout}"
         if kind not in found.setdefault(cell.operation, {}):
-            opened = replace(OPEN, case=cell.case, operation=cell.operation, way=cell.way, start=cell.start)
+            known = {name: getattr(cell, name) for name in ("case", "operation", "way", "start", "layout")}
+            opened = replace(OPEN, **known)
             found[cell.operation][kind] = code(opened)
     return found
 
@@ -172,15 +188,13 @@ def page(analysis: Analysis) -> str:
     }
     offered = options(charts)
     main = analysis.main_input
-    columns, rows = grid(analysis, main) if main is not None else ([], [])
     return surroundings.get_template("report.html.j2").render(
         report=report,
         environment=report.environment,
+        last_cache=last_cache(report.environment),
         memory=f"{report.environment.memory_bytes / 2**30:.0f} GiB",
         verdicts=verdict_groups(analysis),
-        main_input=main,
-        grid_columns=columns,
-        grid_rows=rows,
+        grids=grids(analysis, main) if main is not None else [],
         controls=[
             {"name": name, "label": LABELS[name], "options": offered[name], "value": charts.chosen[name]}
             for name in CONTROLS
@@ -191,12 +205,15 @@ def page(analysis: Analysis) -> str:
         crossovers=crossover_rows(analysis),
         fit_columns=FIT_COLUMNS,
         fits=fit_rows(analysis),
+        overhead_columns=OVERHEAD_COLUMNS,
+        overheads=overhead_rows(analysis),
         noise=[*noise.ledger(report), *report.notes],
         created=when(report.created),
         doubtful=in_doubt(len(analysis.doubts)),
         gaps=analysis.gaps,
         failed=report.failed(),
         rows=table_rows(analysis),
+        has_device_times=any(r.timing.device_time for r in report.results if r.timing is not None),
         codes=[(operation, next(iter(kinds.values()))) for operation, kinds in code_of.items()],
         # Style, script and bundle are ours, and JSON is no text to be escaped; none of it can end its element.
         style=Markup(source("report.css")),

@@ -8,11 +8,10 @@ from portable_ops.backend import registered_backends
 from portable_ops_bench.measuring.plan import BASELINE
 from portable_ops_bench.model import Report, Result
 from portable_ops_bench.reporting.analysis import Analysis
-from portable_ops_bench.reporting.lineup import is_reference, label, place
+from portable_ops_bench.reporting.lineup import KINDS, USUAL, is_reference, kinds_of, label, place, unusual
 from portable_ops_bench.reporting.summary import seconds, size_in_bytes, times
 
 Row = dict[str, Any]
-USUAL = ("throughput", "warm", "resident")
 
 
 def kind(result: Result) -> str:
@@ -25,7 +24,7 @@ def choices(analysis: Analysis) -> list[Row]:
     """What the cells with numbers have that can be chosen by, and their times."""
     return [
         {
-            **{name: getattr(r.cell, name) for name in ("operation", "input", "dtype", "start", "clock", "cache")},
+            **{name: getattr(r.cell, name) for name in ("operation", "input", "dtype", *KINDS)},
             "who": label(r.cell),
             "kind": kind(r),
             "median": r.timing.median,
@@ -61,9 +60,12 @@ def contestants(analysis: Analysis) -> dict[str, Row]:
 
 
 def numbers(analysis: Analysis) -> dict[str, list[Any]]:
-    """What plots need beside the table, column by column, a value for each of its rows."""
+    """What plots need beside the table, column by column, a value for each of its rows.
+
+    `front`: 1 on the front of speed and error where the cell's data start, 2 among those whose data start on the host, or both.
+    """
     results = analysis.report.results
-    known = analysis.intervals
+    known, front = analysis.intervals, analysis.front
     floors = [analysis.floors.get(result.cell.key) for result in results]
     return {
         "size": [result.elements for result in results],
@@ -71,6 +73,7 @@ def numbers(analysis: Analysis) -> dict[str, list[Any]]:
         "low": [digits(one[0]) if one else 0 for one in known],
         "high": [digits(one[1]) if one else 0 for one in known],
         "bound": [floor.bound_by[0] if floor else "" for floor in floors],
+        "front": [int((r.cell.start, r.cell.key) in front) + 2 * int(("host", r.cell.key) in front) for r in results],
     }
 
 
@@ -83,7 +86,7 @@ def at_home(report: Report) -> list[int]:
         number
         for number, r in enumerate(report.results)
         if r.cell.backend == BASELINE
-        and (r.cell.clock, r.cell.cache, r.cell.start) == USUAL
+        and kinds_of(r.cell) == USUAL
         and (r.cell.case, r.cell.input, r.cell.dtype) in from_host
     ]
 
@@ -106,7 +109,7 @@ def table_rows(analysis: Analysis) -> list[Row]:
                 "input": cell.input,
                 "who": label(cell),
                 "dtype": cell.dtype,
-                "kind": " ".join(value for value in (cell.clock, cell.cache, cell.start) if value not in USUAL),
+                "kind": " ".join(unusual(cell)),
                 "kernel": result.kernel,
                 "median": digits(timing.median) if timing else "",
                 "time": seconds(timing.median) if timing else "",
@@ -114,6 +117,8 @@ def table_rows(analysis: Analysis) -> list[Row]:
                 "processes": len(result.timings) or "",
                 "first": seconds(timing.first_call) if timing else "",
                 "first_value": digits(timing.first_call) if timing else "",
+                "device": seconds(timing.device_time) if timing and timing.device_time else "",
+                "device_value": digits(timing.device_time) if timing and timing.device_time else "",
                 "speedup": digits(speedup) if speedup else "",
                 "faster": times(speedup) if speedup else "",
                 "floor": f"{floor.fraction:.0%}" if floor else "",

@@ -41,7 +41,8 @@ def code(cell: Cell) -> str:
     ]
     if cell.start == "host":
         lines += ["# timed with it: the inputs are brought from the host"]
-    lines += [f"call = host.on(backend, {cell.dtype!r})"]
+    laid_out = "" if cell.layout == "contiguous" else f", layout={cell.layout!r}"
+    lines += [f"call = host.on(backend, {cell.dtype!r}{laid_out})"]
     way, _, name = cell.way.partition(" ")
     peer = case.peers.get(name)
     if way == "definition":
@@ -62,7 +63,7 @@ def code(cell: Cell) -> str:
 def rerun(cell: Cell) -> str:
     """The command that measures the cell, and what stands beside it, again."""
     words = ["portable-ops", "bench", "--ops", cell.operation, "--backends", cell.backend, "--dtypes", cell.dtype]
-    words += ["--clock", cell.clock, "--cache", cell.cache, "--start", cell.start]
+    words += ["--clock", cell.clock, "--cache", cell.cache, "--start", cell.start, "--layouts", cell.layout]
     size, _, rest = cell.input.partition(" ")
     words += ["--synthetic", "--sizes", size] if rest == "elements" else ["--real"]
     if "{" in cell.backend:  # left open: the page fills it in

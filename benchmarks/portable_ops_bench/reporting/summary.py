@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -16,9 +16,9 @@ from portable_ops_bench.reporting.crossover import LEVEL, Crossover, Stretch
 from portable_ops_bench.reporting.lineup import Line, Setting
 
 
-def seconds(value: float) -> str:
-    """Seconds with three digits and a unit."""
-    value = float(f"{value:.3g}")  # 999.6 µs are 1 ms
+def seconds(value: float, digits: int = 3) -> str:
+    """Seconds with three digits, or fewer, and a unit."""
+    value = float(f"{value:.{digits}g}")  # 999.6 µs are 1 ms
     for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns")):
         if value >= scale:
             return f"{value / scale:.3g} {unit}"
@@ -39,10 +39,15 @@ def count(number: float) -> str:
     return f"{number:.3g}"
 
 
-def elements(number: float, rounded: Callable[[float], int] = round) -> str:
-    """A number of elements that was worked out, not measured: whole, with two digits."""
-    unit = 10.0 ** max(math.floor(math.log10(number)) - 1, 0)
+def elements(number: float, rounded: Callable[[float], int] = round, *, digits: int = 2) -> str:
+    """A number of elements that was worked out, not measured: whole, with one or two digits."""
+    unit = 10.0 ** max(math.floor(math.log10(number)) + 1 - digits, 0)
     return count(rounded(number / unit) * unit)
+
+
+CLOSE, FAR = 10, 100
+"""Times between two measured sizes. A straight line between those that are not close is right to one digit; between those that
+are far apart, to the order of magnitude."""
 
 
 def cells(number: int) -> str:
@@ -72,18 +77,21 @@ def size_in_bytes(number: float) -> str:
 
 
 def about(crossing: Crossover) -> str:
-    """A size with its interval."""
+    """A size with its interval, in as many digits as the distance of the measured sizes around it deserves."""
     if crossing.is_everywhere:
         return "every measured size"
+    apart = crossing.above / crossing.below if crossing.below else 1.0
+    told = partial(elements, digits=2 if apart <= CLOSE else 1)
     if crossing.low is None and crossing.high is None:
         bounds = "anywhere in the sizes measured"
     elif crossing.low is None:
-        bounds = f"at most {elements(crossing.high or 0, math.ceil)}"
+        bounds = f"at most {told(crossing.high or 0, math.ceil)}"
     elif crossing.high is None:
-        bounds = f"at least {elements(crossing.low, math.floor)}"
+        bounds = f"at least {told(crossing.low, math.floor)}"
     else:
-        bounds = f"{elements(crossing.low, math.floor)} to {elements(crossing.high, math.ceil)}"
-    return f"about {elements(crossing.size)} elements (95\N{NO-BREAK SPACE}%: {bounds})"
+        bounds = f"{told(crossing.low, math.floor)} to {told(crossing.high, math.ceil)}"
+    gap = f"; none measured between {count(crossing.below)} and {count(crossing.above)}" if apart > FAR else ""
+    return f"about {told(crossing.size)} elements (95\N{NO-BREAK SPACE}%: {bounds}{gap})"
 
 
 @lru_cache(maxsize=256)
@@ -112,11 +120,16 @@ def subject(setting: Setting, line: Line) -> str:
     return f"{name} on {given}"
 
 
+STRIDED = "strided arrays"
+
+
 def conditions(setting: Setting) -> str:
     """What is not as usual about a setting."""
     told = []
     if setting.start == "host":
         told.append("data starting on the host")
+    if setting.layout != "contiguous":
+        told.append(STRIDED)
     if setting.clock != "throughput":
         told.append("each call waited for")
     if setting.cache != "warm":
@@ -181,19 +194,19 @@ def at_largest(analysis: Analysis, setting: Setting, best: Line, largest: int) -
 
 
 def verdicts(analysis: Analysis) -> list[str]:
-    """A sentence for each operation, dtype and start, in the usual conditions where they were measured."""
+    """A sentence for each operation, dtype, start and layout, in the usual conditions where they were measured."""
     return [sentence(analysis, setting) for setting in headline_settings(analysis)]
 
 
 def headline_settings(analysis: Analysis) -> list[Setting]:
     """The settings that the verdict is about: throughput where it was measured, else latency; warm, else cold."""
-    usual: dict[tuple[str, str, str], Setting] = {}
+    usual: dict[tuple[str, ...], Setting] = {}
 
     def rank(setting: Setting) -> tuple[bool, bool]:
         return setting.clock != "throughput", setting.cache != "warm"
 
     for setting in analysis.advice:
-        key = (setting.case, setting.dtype, setting.start)
+        key = (setting.case, setting.dtype, setting.start, setting.layout)
         if key not in usual or rank(setting) < rank(usual[key]):
             usual[key] = setting
     return list(usual.values())

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterable
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from portable_ops_bench.model import Result
+from portable_ops_bench.model import Environment, Result
 from portable_ops_bench.reporting import noise
 from portable_ops_bench.reporting.analysis import Analysis
-from portable_ops_bench.reporting.lineup import label, place
+from portable_ops_bench.reporting.lineup import kinds_of, label, place
 from portable_ops_bench.reporting.summary import (
     about,
     cells,
@@ -20,6 +23,7 @@ from portable_ops_bench.reporting.summary import (
     headline_settings,
     in_doubt,
     seconds,
+    size_in_bytes,
     times,
     verdicts,
     when,
@@ -32,6 +36,18 @@ def is_usual(result: Result) -> bool:
     return (cell.start, cell.clock, cell.cache) == ("resident", "throughput", "warm")
 
 
+def grids(analysis: Analysis, input_name: str) -> list[tuple[str, list[str], list[list[str]]]]:
+    """`grid` of each layout that was measured, with the input's name, and the layout's where it is not contiguous."""
+    layouts = dict.fromkeys(r.cell.layout for r in analysis.measured() if r.cell.input == input_name and is_usual(r))
+    return [
+        (input_name if layout == "contiguous" else f"{input_name}, {layout}", *grid(analysis, input_name, layout))
+        for layout in layouts
+    ]
+
+
+DOUBTED = " ?"
+
+
 def _cell(result: Result | None, analysis: Analysis) -> str:
     if result is None:
         return ""
@@ -39,14 +55,16 @@ def _cell(result: Result | None, analysis: Analysis) -> str:
         return result.status.value
     speedup = analysis.speedup(result)
     gain = "" if speedup is None else f" {times(speedup)}"
-    mark = " ?" if result.cell.key in analysis.doubts else ""
+    mark = DOUBTED if result.cell.key in analysis.doubts else ""
     return f"{seconds(result.timing.median)}{gain} ({result.parity.max_ulp:.1f} ulp){mark}"
 
 
-def grid(analysis: Analysis, input_name: str) -> tuple[list[str], list[list[str]]]:
+def grid(analysis: Analysis, input_name: str, layout: str = "contiguous") -> tuple[list[str], list[list[str]]]:
     """Columns and rows of operation × backend on one input: median time, speed-up, largest error, ``?`` if in doubt."""
     shown = [
-        r for r in analysis.report.results if r.cell.way == "dispatched" and r.cell.input == input_name and is_usual(r)
+        r
+        for r in analysis.report.results
+        if r.cell.way == "dispatched" and (r.cell.input, r.cell.layout) == (input_name, layout) and is_usual(r)
     ]
     columns = list(dict.fromkeys(place(result.cell) for result in shown))
     operations = list(dict.fromkeys((result.cell.operation, result.cell.dtype) for result in shown))
@@ -73,7 +91,7 @@ def fit_rows(analysis: Analysis) -> list[tuple[str, ...]]:
     """(operation, contestant, cost of a call, rate, half of it from, exponent, misfit), as the verdict's settings have them."""
     found: list[tuple[str, ...]] = []
     for setting in headline_settings(analysis):
-        if setting.start == "host":
+        if setting.start == "host" or setting.layout != "contiguous":
             continue
         for name in analysis.lines[setting]:
             fitted = analysis.fits.get((setting, name))
@@ -88,6 +106,15 @@ def fit_rows(analysis: Analysis) -> list[tuple[str, ...]]:
     return found
 
 
+def overhead_rows(analysis: Analysis) -> list[tuple[str, ...]]:
+    """What dispatch costs: (operation, backend, the call, the native call, the difference, its share of the native call)."""
+    return [
+        (operation, backend, seconds(call), seconds(native), _difference(call - native), f"{call / native - 1:+.0%}")
+        for operation, backend, call, native in analysis.overheads
+    ]
+
+
+OVERHEAD_COLUMNS = ("operation", "backend", "call", "native call", "difference", "share")
 FIT_COLUMNS = ("operation", "where", "t0", "elements", "half rate at", "exponent", "misfit")
 
 
@@ -97,22 +124,23 @@ def print_report(analysis: Analysis, console: Console) -> None:
     for sentence in verdicts(analysis):
         console.print(f"- {sentence}", markup=False, highlight=False)
     if name is not None:
-        columns, rows = grid(analysis, name)
-        title = f"{name}: median time, speed-up over the standard definition on NumPy, largest error; ? is in doubt"
-        console.print(_table(title, ["operation", *columns], rows))
+        for shown, columns, rows in grids(analysis, name):
+            title = (
+                f"{shown}: median time, speed-up over the standard definition on NumPy, largest error; ? is in doubt"
+            )
+            console.print(_table(title, ["operation", *columns], rows))
         dtypes = sorted({result.cell.dtype for result in analysis.measured()})
         console.print(f"dtype: {', '.join(dtypes)}", markup=False)
     if analysis.overheads:
-        costs = [
-            (operation, backend, seconds(call), seconds(native), _difference(call - native))
-            for operation, backend, call, native in analysis.overheads
-        ]  # fmt: skip
-        titles = ("operation", "backend", "call", "native call", "difference")
-        console.print(_table("what a call costs on 4 elements", titles, costs, left=2))
+        console.print(_table("what a call costs on 4 elements", OVERHEAD_COLUMNS, overhead_rows(analysis), left=2))
     for sentence in [*noise.ledger(report), *report.notes]:
         console.print(sentence, style="dim", markup=False, highlight=False)
     if analysis.doubts:
-        console.print(f"{in_doubt(len(analysis.doubts))}; the page and --json say why", style="yellow")
+        console.print(f"{in_doubt(len(analysis.doubts))}; the page and report --json say of each why", style="yellow")
+        # The same reason with other numbers is the same reason.
+        kinds = Counter(re.sub(r"[+-]?\d[\d.]*", "…", why) for found in analysis.doubts.values() for why in found)
+        for why, number in kinds.most_common():
+            console.print(f"  {cells(number)}: {why}", style="yellow", markup=False, highlight=False)
     for backend, status, reason, number in analysis.gaps:
         console.print(f"{backend}: {cells(number)} without a number, {status}: {reason}", style="yellow", markup=False)
     checked = analysis.measured(None)
@@ -131,7 +159,8 @@ def _table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], *,
     for number, column in enumerate(columns):
         table.add_column(escape(column), justify="left" if number < left else "right", overflow="fold")
     for row in rows:
-        table.add_row(*map(escape, row))
+        # What is in doubt is dimmed.
+        table.add_row(*(Text(value, style="dim" if value.endswith(DOUBTED) else "") for value in row))
     return table
 
 
@@ -157,8 +186,8 @@ def markdown(analysis: Analysis, picture: str | None = None) -> str:
     if picture is not None:
         lines += [f"![Speed-up over the standard definition on NumPy]({picture})", ""]
     for name in dict.fromkeys(result.cell.input for result in analysis.measured() if is_usual(result)):
-        columns, rows = grid(analysis, name)
-        lines += [f"## {_plain(name)}", "", *_markdown_table(["operation", *columns], rows)]
+        for shown, columns, rows in grids(analysis, name):
+            lines += [f"## {_plain(shown)}", "", *_markdown_table(["operation", *columns], rows)]
     crossings = crossover_rows(analysis)
     if crossings:
         lines += ["## Where one overtakes another", ""]
@@ -166,10 +195,14 @@ def markdown(analysis: Analysis, picture: str | None = None) -> str:
     fits = fit_rows(analysis)
     if fits:
         lines += ["## How time grows: t(n) = t0 + n / rate", "", *_markdown_table(FIT_COLUMNS, fits, left=2)]
+    if analysis.overheads:
+        lines += ["## What a call costs on 4 elements", ""]
+        lines += _markdown_table(OVERHEAD_COLUMNS, overhead_rows(analysis), left=2)
     lines += ["## Noise", "", *(f"- {_plain(sentence)}" for sentence in [*noise.ledger(report), *report.notes])]
     lines += [
         f"- {_plain(_named(analysis, key))}: {_plain('; '.join(why))}" for key, why in analysis.doubts.items()
     ] + [""]
+    lines += ["## Environment", "", *(f"- {_plain(sentence)}" for sentence in surroundings(environment)), ""]
     if analysis.gaps:
         lines += ["## Without a number", ""]
         lines += [
@@ -178,7 +211,28 @@ def markdown(analysis: Analysis, picture: str | None = None) -> str:
     return "\n".join(lines)
 
 
+def last_cache(environment: Environment) -> str:
+    """The size of the CPU's last cache, as the machine says it is."""
+    size = environment.last_level_cache_bytes
+    return "not known" if size is None else size_in_bytes(size)
+
+
+def surroundings(environment: Environment) -> list[str]:
+    """What was installed, and how it was set."""
+    threads = [f"{name} {count}" for name, count in environment.threads.items()]
+    settings = [f"{name} {value}" for name, value in environment.precision.items()]
+    parts = (
+        ("System", [environment.system, *environment.devices]),
+        ("Last cache", [last_cache(environment)]),
+        ("Packages", [f"{name} {version}" for name, version in environment.packages.items()]),
+        ("Threads", threads),
+        ("Governor", [environment.governor] if environment.governor else []),
+        ("Precision", settings),
+    )
+    return [f"{name}: {', '.join(values) or 'not known'}." for name, values in parts]
+
+
 def _named(analysis: Analysis, key: str) -> str:
     result = next(result for result in analysis.report.results if result.cell.key == key)
     cell = result.cell
-    return f"in doubt: {cell.operation}, {cell.input}, {label(cell)}, {cell.clock}, {cell.cache}, {cell.start}"
+    return f"in doubt: {', '.join([cell.operation, cell.input, label(cell), *kinds_of(cell)])}"

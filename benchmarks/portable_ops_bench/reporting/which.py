@@ -38,6 +38,11 @@ class Estimate(Struct, frozen=True):
     is_choice: bool
     doubts: list[str]
 
+    @property
+    def time(self) -> str:
+        """The time in words: what was not measured has two digits."""
+        return seconds(self.seconds, 3 if self.how == "measured" else 2)
+
 
 class Answer(Struct, frozen=True):
     """What to use, in a sentence, with the estimates by time."""
@@ -48,18 +53,25 @@ class Answer(Struct, frozen=True):
 
 
 def which(
-    analysis: Analysis, operation: str, size: int, dtype: str, *, start: str = "resident", clock: str = "throughput"
+    analysis: Analysis,
+    operation: str,
+    size: int,
+    dtype: str,
+    *,
+    start: str = "resident",
+    clock: str = "throughput",
+    layout: str = "contiguous",
 ) -> list[Answer]:
     """An answer for each case of the operation that the report has in these conditions; warm where there is a choice.
 
     Raises
     ------
     ValueError
-        The report has no such operation or case, or not in this dtype, start or clock; the message says what it has.
+        The report has no such operation or case, or not in this dtype, start, clock or layout; the message says what it has.
     """
     found = list(analysis.lines)
     found = _with(found, "operation", [s for s in found if operation in (s.operation, s.case)], operation, "operation")
-    for field, wanted in (("dtype", dtype), ("start", start), ("clock", clock)):
+    for field, wanted in (("dtype", dtype), ("start", start), ("clock", clock), ("layout", layout)):
         found = _with(found, field, [s for s in found if getattr(s, field) == wanted], wanted, field)
     warmest: dict[str, Setting] = {}
     for setting in sorted(found, key=lambda s: s.cache != "warm"):
@@ -124,7 +136,7 @@ def _answer(analysis: Analysis, setting: Setting, size: int) -> Answer:
     kernel = "" if best.kernel in ("", best.contestant) else f" ({best.kernel})"
     given = subject(setting, next(line for line in lines if line.label == best.contestant))
     told = f"for {given}{f', {where}' if where else ''}, {count(size)} elements: use {best.contestant}{kernel}, "
-    told += f"about {seconds(best.seconds)} ({_made(best, lines)})"
+    told += f"about {best.time} ({_made(best, lines)})"
     if len(choices) > 1:
         ratio = choices[1].seconds / best.seconds
         behind = "is level" if ratio <= 1 + LEVEL else f"takes {times(ratio)} the time"

@@ -16,6 +16,7 @@ function cellOf(row) {
   const kinds = text(row, "kind").split(" "), among = (values, usual) => values.find(one => kinds.includes(one)) ?? usual;
   return { operation: text(row, "operation"), input: text(row, "input"), who: text(row, "where"), dtype: text(row, "dtype"),
     clock: among(["latency"], "throughput"), cache: among(["cold"], "warm"), start: among(["host"], "resident"),
+    layout: among(["strided"], "contiguous"),
     ...data.contestants[text(row, "where")] };
 }
 const bounds = { b: "bytes", e: "exps", f: "flops" };
@@ -27,8 +28,9 @@ const shared = rows.flatMap((row, i) => {
   return [{ ...cells[i], median, kernel: text(row, "kernel"), time: text(row, "median"), ulp: Math.max(ulp, 0.01), bytes,
     size: data.numbers.size[i], low: data.numbers.low[i], high: data.numbers.high[i], rate: bytes / median / 1e9,
     floor: Number.isNaN(floor) ? null : floor, bound: bounds[data.numbers.bound[i]] ?? "not known",
-    peak: Number.isNaN(peak) ? null : peak, peaktext: text(row, "memory"), doubt: text(row, "status").slice(4) }].flatMap(one =>
-      atHome.has(i) ? [one, { ...one, start: "host" }] : [one]);
+    peak: Number.isNaN(peak) ? null : peak, peaktext: text(row, "memory"), doubt: text(row, "status").slice(4),
+    front: Boolean(data.numbers.front[i] & (cells[i].start === "host" ? 2 : 1)) }].flatMap(one =>
+      atHome.has(i) ? [one, { ...one, start: "host", front: Boolean(data.numbers.front[i] & 2) }] : [one]);
 });
 const views = new Map();
 for (const spec of Object.values(data.charts)) spec.datasets = { ...spec.datasets, rows: shared };
@@ -115,7 +117,7 @@ rows.forEach((row, i) => {
     const [size, rest] = cell.input.split(" "), input = rest === "elements" ? " --synthetic --sizes " + size : " --real";
     document.getElementById("cell-title").textContent = cell.operation + ", " + cell.who;
     document.getElementById("cell-what").textContent = about.map(name => text(row, name)).filter(Boolean).join(" · ");
-    document.getElementById("cell-code").textContent = filled(data.codes[cell.operation][cell.way + "|" + cell.start], cell);
+    document.getElementById("cell-code").textContent = filled(data.codes[cell.operation][[cell.way, cell.start, cell.layout].join("|")], cell);
     document.getElementById("cell-rerun").textContent = filled(data.rerun, cell) + input;
     dialog.showModal();
   });

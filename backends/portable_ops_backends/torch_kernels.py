@@ -1,0 +1,322 @@
+"""Which kernels serve torch tensors, and what each is asked before."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from portable_ops.backend import Kernel, always
+from portable_ops.routes import kind_of
+from portable_ops_backends.cpu import availability
+from portable_ops_backends.cuda import availability as on_cuda
+from portable_ops_backends.torch_tensors import is_concrete, on_host
+
+
+def why_never_elementwise(x: Any, /) -> str | None:
+    """torch keeps integers apart."""
+    return None if x.is_floating_point() else f"{kind_of(x)} input is converted first"
+
+
+def why_never_softmax(x: Any, /, *, axis: Any = -1, where: Any = None) -> str | None:
+    """torch takes one axis and no mask."""
+    if where is not None:
+        return "torch has no where="
+    if type(axis) is not int:
+        return "torch takes one axis"
+    if axis != -1 and x.shape[axis] > 2**12 and axis != x.ndim - 1:
+        # Beside the last axis torch adds one after the other: 1594 ULP were seen for 2**18 numbers.
+        return "torch loses digits in so long a sum"
+    return None if x.is_floating_point() else why_never_elementwise(x)
+
+
+def why_never_log_softmax(x: Any, /, *, axis: Any = -1, where: Any = None) -> str | None:
+    """Halves are computed in float32."""
+    return "halves are converted first" if kind_of(x) == "half" else why_never_softmax(x, axis=axis, where=where)
+
+
+def why_never_logsumexp_of_halves(
+    x: Any, /, *, axis: Any = -1, keepdims: bool = False, where: Any = None
+) -> str | None:
+    """torch takes no mask."""
+    if where is not None:
+        return "torch has no where="
+    return None if x.is_floating_point() else why_never_elementwise(x)
+
+
+def why_never_logsumexp(x: Any, /, *, axis: Any = -1, keepdims: bool = False, where: Any = None) -> str | None:
+    """Halves are computed in float32."""
+    return "halves are converted first" if kind_of(x) == "half" else why_never_logsumexp_of_halves(x, where=where)
+
+
+def why_not_at_hand(x: Any, other: Any, /, *args: Any, **options: Any) -> str | None:
+    """Reason why the values of two tensors cannot be looked at."""
+    if not x.is_cpu:
+        return "not on the host"  # to name the device would take a microsecond, on every call
+    return None if is_concrete(x, other) else "traced: there are no values"
+
+
+def why_never_cross_entropy(
+    logits: Any, target: Any, /, *, weight: Any = None, from_logits: bool = True, **options: Any
+) -> str | None:
+    """torch takes logits."""
+    if not from_logits:
+        return "torch takes logits"
+    if target.ndim == logits.ndim:
+        return "class probabilities"
+    return _why_never_with_weight(logits, weight)
+
+
+def why_never_cross_entropy_of_probabilities(
+    logits: Any, target: Any, /, *, weight: Any = None, from_logits: bool = True, **options: Any
+) -> str | None:
+    """torch makes nan of an infinite logit whose probability is 0, which is mended where values are at hand."""
+    if not from_logits:
+        return "torch takes logits"
+    if target.ndim != logits.ndim:
+        return "class indices"
+    return _why_never_with_weight(logits, weight)
+
+
+def _why_never_with_weight(logits: Any, weight: Any) -> str | None:
+    if weight is not None and weight.requires_grad:
+        return "torch has no gradient with respect to the weights"
+    return why_never_elementwise(logits) if logits.numel() else "size 0"
+
+
+def why_not_raising(logits: Any, target: Any, /, **options: Any) -> str | None:
+    """Whether torch raises for a label out of range: on the host, also under `torch.func`, but not for fake tensors."""
+    torch = sys.modules["torch"]
+    if target.is_cpu and type(target) is torch.Tensor and not torch._C._len_torch_dispatch_stack():
+        return None
+    return why_not_at_hand(target, logits)
+
+
+def why_never_binary_cross_entropy(
+    logits: Any, target: Any, /, *, ignore_index: int | None = None, from_logits: bool = True, **options: Any
+) -> str | None:
+    """torch takes logits. A loss that is not finite is computed anew, so it must be possible to look at it."""
+    if not from_logits:
+        return "torch takes logits"
+    return "torch ignores no index" if ignore_index is not None else why_never_elementwise(logits)
+
+
+def why_never_attention(query: Any, key: Any, value: Any, /, *, dropout_p: float = 0.0, **options: Any) -> str | None:
+    """torch's dropout takes no generator."""
+    if dropout_p:
+        return "torch's dropout takes no generator"
+    return why_never_elementwise(query) if query.numel() and key.numel() and value.numel() else "size 0"
+
+
+def why_never_plain_attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    /,
+    *,
+    mask: Any = None,
+    bias: Any = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    **options: Any,
+) -> str | None:
+    """What nothing need be done to."""
+    if mask is not None or bias is not None or is_causal or scale is not None or enable_gqa:
+        return "options are given"
+    if not query.dtype == key.dtype == value.dtype:
+        return "dtypes differ"
+    return why_never_attention(query, key, value, **options)
+
+
+def why_not_plain_attention(
+    query: Any, key: Any, value: Any, /, *, enable_gqa: bool = False, **options: Any
+) -> str | None:
+    """On a GPU some of torch's kernels hold all weights."""
+    if not query.is_cuda:
+        return None
+    return on_cuda.why_not_fused_attention(query, value, key.shape[-2], ndim=query.ndim, enable_gqa=enable_gqa)
+
+
+def why_not_attention(
+    query: Any, key: Any, value: Any, /, *, mask: Any = None, is_causal: bool = False, **options: Any
+) -> str | None:
+    """nan in a masked key or value leaks into torch's result."""
+    reason = why_not_plain_attention(query, key, value, **options)
+    if reason is not None or (mask is None and not is_causal):
+        return reason
+    # A sum is not finite if a term is not, and it needs no temporary; its own overflow only costs the kernel.
+    if on_host(key) and is_concrete(key) and not bool((query.sum() + key.sum() + value.sum()).isfinite()):
+        return "a query, key or value that is not finite would leak through torch's mask"
+    return None
+
+
+def why_not_bincount(
+    pred: Any, target: Any, /, num_classes: int, *, validate: bool | None = None, **options: Any
+) -> str | None:
+    """`torch.bincount` has a shape that depends on values, for which it waits where they are on a GPU."""
+    if not is_concrete(pred, target):
+        return "traced: torch.bincount needs values"
+    return "torch.bincount waits for the device" if validate is False and not on_host(pred) else None
+
+
+def why_never_cuda(pred: Any, target: Any, /, num_classes: int, **options: Any) -> str | None:
+    """CUDA kernels need a GPU."""
+    if not sys.modules["torch"].cuda.is_available():
+        return "no CUDA device"
+    return on_cuda.why_not_counting(pred, target, num_classes, **options)
+
+
+def why_not_cuda(pred: Any, target: Any, /, *args: Any, **options: Any) -> str | None:
+    """They read its memory."""
+    if not pred.is_cuda:
+        return "not on a CUDA device"
+    return None if is_concrete(pred, target) else "traced: the kernel needs memory"
+
+
+def _why_not_memory(*tensors: Any) -> str | None:
+    """Reason why a host kernel cannot read the tensors' memory, or need not look at it."""
+    torch = sys.modules["torch"]
+    if torch.compiler.is_compiling():
+        return "traced: host kernels need values"
+    for x in tensors:
+        if not is_concrete(x):
+            return "traced: host kernels need values"
+        if not on_host(x):
+            return "not on the host"
+        if type(x) not in (torch.Tensor, torch.nn.Parameter) or x.layout is not torch.strided or x.is_neg():
+            return "not plain memory"
+    # A tangent would be lost.
+    return "forward-mode differentiation" if torch.autograd.forward_ad._current_level >= 0 else None
+
+
+def why_not_without_gradient(x: Any, /, **options: Any) -> str | None:
+    """What a kernel without a gradient is asked."""
+    reason = _why_not_memory(x)
+    if reason is None and sys.modules["torch"].is_grad_enabled() and x.requires_grad:
+        return "gradients are asked for"
+    return reason
+
+
+def why_never_numba_sigmoid(x: Any, /) -> str | None:
+    """torch computes halves in float32 and rounds once, as the kernel does, with conversions of the CPU's own."""
+    return "torch is faster for halves" if kind_of(x) == "half" else availability.why_not_elementwise(x)
+
+
+def why_not_numba_binary_cross_entropy(
+    logits: Any, target: Any, /, *, weight: Any = None, pos_weight: Any = None, **options: Any
+) -> str | None:
+    """The kernel has a gradient with respect to the logits."""
+    others = [array for array in (target, weight, pos_weight) if array is not None]
+    reason = _why_not_memory(logits, *others)
+    if reason is None and sys.modules["torch"].is_grad_enabled() and any(array.requires_grad for array in others):
+        return "the kernel has no gradient with respect to the target or the weights"
+    return reason
+
+
+def why_not_numba_dice(
+    pred: Any, target: Any, /, *, axis: Any = None, smooth: float = 0.0, absent: float = 1.0
+) -> str | None:
+    """Host kernels read memory."""
+    reason = _why_not_memory(pred, target)
+    return availability.why_not_dice(pred, target, axis=axis) if reason is None else reason
+
+
+def why_not_numba_cross_entropy(
+    logits: Any, target: Any, /, *, class_axis: int | None = None, weight: Any = None, **options: Any
+) -> str | None:
+    """The kernel has a gradient with respect to the logits of columns."""
+    reason = _why_not_memory(*((logits, target) if weight is None else (logits, target, weight)))
+    if reason is not None:
+        return reason
+    if sys.modules["torch"].is_grad_enabled():
+        if weight is not None and weight.requires_grad:
+            return "the kernel has no gradient with respect to the weights"
+        axis = logits.ndim - 1 if class_axis is None and logits.ndim < 3 else class_axis
+        if logits.requires_grad and axis in (-1, logits.ndim - 1):
+            return "the kernel has no gradient for rows"
+    return None
+
+
+Asked = Callable[..., str | None]
+
+
+def _numba(module: str, function: str, why_never: Asked | None, why_not: Asked) -> Kernel:
+    path = f"portable_ops_backends.cpu.{module}:{function}"
+    smallest = availability.smallest_beside_torch(function)
+    return Kernel(name="numba", function=path, why_never=why_never, why_not=why_not, smallest=smallest)
+
+
+def _activation(function: str, numba: Asked, *own: Kernel) -> tuple[Kernel, ...]:
+    return (_numba("torch_activations", function, numba, why_not_without_gradient), *own)
+
+
+def _native(function: str, why_never: Asked, why_not: Asked = always, *, traceable: bool = True) -> Kernel:
+    path = f"portable_ops_backends.native.torch:{function}"
+    return Kernel(name="torch", function=path, why_never=why_never, why_not=why_not, traceable=traceable)
+
+
+def _counting(function: str) -> tuple[Kernel, ...]:
+    return (
+        _numba("torch_counting", function, availability.why_not_counting, why_not_at_hand),
+        Kernel(
+            name="cuda",
+            function=f"portable_ops_backends.cuda.counting:{function}",
+            why_never=why_never_cuda,
+            why_not=why_not_cuda,
+        ),
+        Kernel(name="bincount", function=f"portable_ops_backends.native.bincount:{function}", why_not=why_not_bincount),
+        Kernel(
+            name="scatter_add",
+            function=f"portable_ops_backends.native.torch:{function}",
+            traceable=True,
+        ),
+    )
+
+
+kernels: Mapping[str, tuple[Kernel, ...]] = {
+    "softmax": _activation("softmax", availability.why_not_softmax, _native("softmax", why_never_softmax)),
+    "log_softmax": _activation(
+        "log_softmax",
+        availability.why_not_softmax,
+        _native("log_softmax", why_never_log_softmax),
+        _native("log_softmax_of_halves", why_never_softmax),
+    ),
+    "logsumexp": _activation(
+        "logsumexp",
+        availability.why_not_logsumexp,
+        _native("logsumexp", why_never_logsumexp),
+        _native("logsumexp_of_halves", why_never_logsumexp_of_halves),
+    ),
+    "sigmoid": _activation("sigmoid", why_never_numba_sigmoid, _native("sigmoid", why_never_elementwise)),
+    "log_sigmoid": _activation(
+        "log_sigmoid", availability.why_not_elementwise, _native("log_sigmoid", why_never_elementwise)
+    ),
+    "cross_entropy": (
+        _numba("torch_losses", "cross_entropy", availability.why_not_cross_entropy, why_not_numba_cross_entropy),
+        _native("cross_entropy", why_never_cross_entropy, why_not_raising, traceable=False),
+        _native("traced_cross_entropy", why_never_cross_entropy),
+        _native(
+            "cross_entropy_of_probabilities",
+            why_never_cross_entropy_of_probabilities,
+            why_not_at_hand,
+            traceable=False,
+        ),
+    ),
+    "binary_cross_entropy": (
+        _numba(
+            "torch_losses",
+            "binary_cross_entropy",
+            availability.why_not_binary_cross_entropy,
+            why_not_numba_binary_cross_entropy,
+        ),
+        _native("binary_cross_entropy", why_never_binary_cross_entropy, why_not_at_hand, traceable=False),
+    ),
+    "dice_coefficient": (_numba("torch_dice", "dice_coefficient", None, why_not_numba_dice),),
+    "scaled_dot_product_attention": (
+        _native("plain_attention", why_never_plain_attention, why_not_plain_attention),
+        _native("scaled_dot_product_attention", why_never_attention, why_not_attention),
+    ),
+    "confusion_matrix": _counting("confusion_matrix"),
+    "intersection_and_union": _counting("intersection_and_union"),
+}
