@@ -44,7 +44,9 @@ nox.options.sessions = [
     *(f"{session}(backend={backend!r})" for backend in BACKENDS for session in ("speed", "parity")),
     "stranger", "wheel", "browser",
 ]  # fmt: skip
-MADE: list[Path] = []  # the shared environments of this run
+MADE: dict[Path, set[str]] = {}  # the shared environments of this run, and what was installed there
+# What pip does not compile is kept as it is imported, else dozens of processes would compile torch.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def session(function: Callable[..., None]) -> Any:
@@ -66,10 +68,13 @@ def shared(session: nox.Session, name: str, extras: str, *tools: str) -> Callabl
     commands = place / ("Scripts" if sys.platform == "win32" else "bin")
     if place not in MADE:
         while os.environ.get("CI") and MADE:
-            shutil.rmtree(MADE.pop(), ignore_errors=True)
+            shutil.rmtree(MADE.popitem()[0], ignore_errors=True)
         session.run(sys.executable, "-m", "virtualenv", "--clear", str(place))
-        MADE.append(place)
-    session.run(str(commands / "python"), "-m", "pip", "install", *PINS, "-e", f".[{extras}]", *tools)
+        MADE[place] = set()
+    missing = [each for each in (f"--editable=.[{extras}]", *tools) if each not in MADE[place]]
+    if missing:
+        session.run(str(commands / "python"), "-m", "pip", "install", *PINS, *missing)
+        MADE[place].update(missing)
     return lambda command, *args, **options: session.run(str(commands / command), *args, **options)
 
 
@@ -181,7 +186,7 @@ def browser(session: nox.Session) -> None:
     if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
         session.skip("no Chromium on this machine")
     install(session, "bench,numba,files", "playwright", *TOOLS)
-    session.run("pytest", "-m", "browser", *session.posargs)
+    session.run("pytest", "-m", "browser", "--backend", "none", *session.posargs)
 
 
 @session
