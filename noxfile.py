@@ -27,14 +27,16 @@ BACKENDS = {
     "torch": "torch,numba,bench",
     "jax": "jax,numba,bench",
     "dask": "dask,torch,bench",
-    "array-api-strict": "strict,bench",
     # CuPy imports without a GPU; what needs one skips with that reason.
     "cupy": "cupy-cuda12x,bench",
+    "array-api-strict": "strict,bench",
 }
 TOOLS = ("pytest", "pytest-benchmark", "pytest-xdist", "hypothesis", "mpmath")
 # Beside the extras: schedulers, compilers and libraries that tests alone need.
 MORE = {"dask": ("distributed",), "cupy": ("nvidia-cuda-nvrtc-cu12",)}
 STRANGERS = ("sparse", "ndonnx")
+# Neighbouring tests share what is compiled, so that each worker starts with a half of its own.
+WORKERS = ("-n", "2", "--dist", "worksteal")
 # Where every shape is compiled, random ones take minutes.
 ENVIRONMENT = {"jax": {"HYPOTHESIS_PROFILE": "few"}}
 
@@ -95,7 +97,7 @@ def lint(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     """Strict types."""
     run = shared(session, "all", "all", "mypy")
-    run("mypy")
+    run("mypy", "--num-workers", "2")
 
 
 @nox.session(venv_backend="none")
@@ -103,9 +105,7 @@ def types(session: nox.Session) -> None:
 def parity(session: nox.Session, backend: str) -> None:
     """One backend against the float64 oracles, with kernels and by the definitions alone."""
     run = shared(session, backend, BACKENDS[backend], *TOOLS, *MORE.get(backend, ()))
-    # Neighbouring tests share what is compiled, so that each worker starts with a half of its own.
-    workers = ("-n", "2", "--dist", "worksteal")
-    run("pytest", "--backend", backend, *workers, *session.posargs, env=ENVIRONMENT.get(backend))
+    run("pytest", "--backend", backend, *WORKERS, *session.posargs, env=ENVIRONMENT.get(backend))
 
 
 @nox.session(venv_backend="none")
@@ -124,13 +124,13 @@ def core(session: nox.Session) -> None:
     run("pytest", "--backend", "none", "-n", "2", "--dist", "loadfile", *documented, *session.posargs)
 
 
-@session
+@nox.session(venv_backend="none")
 def stranger(session: nox.Session) -> None:
     """A made-up array library with a backend of its own: found, tested and timed like the others."""
-    install(session, "strict,bench", *TOOLS)
-    session.install(*PINS, "--no-deps", "./tests/stranger")
-    session.run("pytest", "--backend", "quaint")
-    session.run("portable-ops", "bench", "--quick", "--backends", "quaint")
+    run = shared(session, "array-api-strict", BACKENDS["array-api-strict"], *TOOLS)
+    run("python", "-m", "pip", "install", *PINS, "--no-deps", "./tests/stranger")
+    run("pytest", "--backend", "quaint", *WORKERS)
+    run("portable-ops", "bench", "--quick", "--backends", "quaint")
 
 
 @session
@@ -159,7 +159,7 @@ def docs(session: nox.Session) -> None:
     """The examples in docstrings, README and docs."""
     run = shared(session, "all", "all", *TOOLS)
     run("pytest", "--doctest-modules", "portable_ops")
-    run("pytest", "tests/test_readme.py", "tests/test_docs.py")
+    run("pytest", "tests/test_readme.py", "tests/test_docs.py", *WORKERS)
 
 
 @session

@@ -26,6 +26,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "browser: opens a page in a real browser")
     config.addinivalue_line("markers", "many_shapes: calls with so many shapes that compiling each takes long")
     config.addinivalue_line("markers", "gradients: of float64 on backends with gradients")
+    config.addinivalue_line("markers", "integers: of no floats, and so the same beside any floating dtype")
     config.addinivalue_line(
         "markers", "compiles_definitions: as one where that is quicker, so that float64 is tested, too"
     )
@@ -35,7 +36,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "target" in metafunc.fixturenames:
         marks = {
-            name: metafunc.definition.get_closest_marker(name) is not None for name in ("many_shapes", "gradients")
+            name: metafunc.definition.get_closest_marker(name) is not None
+            for name in ("many_shapes", "gradients", "integers")
         }
         found = list(targets(**marks))
         chosen = metafunc.config.getoption("--backend")
