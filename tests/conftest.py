@@ -26,7 +26,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "browser: opens a page in a real browser")
     config.addinivalue_line("markers", "many_shapes: calls with so many shapes that compiling each takes long")
     config.addinivalue_line("markers", "gradients: of float64 on backends with gradients")
-    config.addinivalue_line("markers", "integers: of no floats, and so the same beside any floating dtype")
+    config.addinivalue_line("markers", "one_dtype: asks what no floating dtype changes, as all of labels alone")
     config.addinivalue_line(
         "markers", "compiles_definitions: as one where that is quicker, so that float64 is tested, too"
     )
@@ -37,7 +37,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "target" in metafunc.fixturenames:
         marks = {
             name: metafunc.definition.get_closest_marker(name) is not None
-            for name in ("many_shapes", "gradients", "integers")
+            for name in ("many_shapes", "gradients", "one_dtype")
         }
         found = list(targets(**marks))
         chosen = metafunc.config.getoption("--backend")

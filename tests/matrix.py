@@ -132,12 +132,12 @@ def require_definitions_of_nothing(target: Target, *shape: int) -> None:
         pytest.skip("Dask's max and reshape raise for size 0")
 
 
-def targets(*, many_shapes: bool = False, gradients: bool = False, integers: bool = False) -> Iterator[Any]:
+def targets(*, many_shapes: bool = False, gradients: bool = False, one_dtype: bool = False) -> Iterator[Any]:
     """All targets.
 
     For a test of many shapes, one dtype of backends that compile or plan each call, which takes minutes. For a test of
-    gradients, those in float64 on backends that have any. For a test of integers alone, float32, and float64 where calls are
-    compiled: beside it JAX has integers of 64 bits.
+    gradients, those in float64 on backends that have any. For a test to which the floating dtype is the same, as of labels
+    alone, float32; and float64 where calls are compiled, since JAX has integers of 64 bits beside it alone.
     """
     for name, backend in sorted(registered_backends().items()):
         if gradients and backend.grad is None:
@@ -155,14 +155,14 @@ def targets(*, many_shapes: bool = False, gradients: bool = False, integers: boo
                 yield pytest.param(Target(name, device, "float32"), marks=marks, id=f"{name}-{device}-float32")
         for device in devices:
             dtypes = ("float32",) if many_shapes and (backend.compiles or backend.lazy) else backend.dtypes
-            if integers:
+            if one_dtype:
                 dtypes = tuple(d for d in dtypes if d == "float32" or (d == "float64" and backend.compiles))
             for dtype in ("float64",) if gradients else dtypes:
                 if not (device.startswith("no_") and dtype == "float64"):
                     target = Target(name, device, dtype)
                     yield pytest.param(target, id=str(target))
         if find_spec("numba") is not None and name in ("numpy", "torch"):
-            for dtype in ("float64",) if gradients else ("float32",) if integers else backend.dtypes:
+            for dtype in ("float64",) if gradients else ("float32",) if one_dtype else backend.dtypes:
                 target = Target(name, "cpu", dtype, "compiled")
                 yield pytest.param(target, id=str(target))
         if name == "numpy":

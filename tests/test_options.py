@@ -187,7 +187,7 @@ def test_oracles_of_losses_are_those_of_torch(rng: np.random.Generator) -> None:
 # --- counting
 
 
-@pytest.mark.integers
+@pytest.mark.one_dtype
 def test_a_class_with_false_positives_only_counts_0(target: Target) -> None:
     require_counts(target)
     # Two images of four pixels: toolkits give nine different mean IoUs of them.
@@ -206,7 +206,7 @@ def test_a_class_with_false_positives_only_counts_0(target: Target) -> None:
         assert_close(po.mean_iou(target.array(pred), target.array(actual), 5, **options), expected, LOSS, target)
 
 
-@pytest.mark.integers
+@pytest.mark.one_dtype
 def test_what_an_ignored_pixel_was_predicted_as_does_not_matter(target: Target) -> None:
     require_counts(target)
     pred, actual = target.array(np.asarray([0, 99, -7, 1])), target.array(np.asarray([0, 255, 255, 1]))
@@ -218,7 +218,7 @@ def test_what_an_ignored_pixel_was_predicted_as_does_not_matter(target: Target) 
     np.testing.assert_array_equal(target.numpy(areas.union), [1, 1])
 
 
-@pytest.mark.integers
+@pytest.mark.one_dtype
 def test_areas_of_many_classes_take_no_square_of_them(target: Target) -> None:
     require_counts(target)
     labels = target.array(np.asarray([0, 99_999]))
@@ -226,7 +226,7 @@ def test_areas_of_many_classes_take_no_square_of_them(target: Target) -> None:
     assert int(areas.intersection[99_999]) == 1
 
 
-@pytest.mark.integers
+@pytest.mark.one_dtype
 def test_broadcast_label_maps(target: Target) -> None:
     require_counts(target)
     row = np.asarray([0, 1, 2, 1], np.int32)

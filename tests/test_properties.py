@@ -73,7 +73,7 @@ def maps(seed: int, size: int, num_classes: int) -> tuple[np.ndarray, np.ndarray
     return pred, actual
 
 
-@pytest.mark.integers
+@pytest.mark.one_dtype
 @given(seed=seeds, size=st.integers(0, 60), num_classes=st.integers(1, 7))
 def test_iou_is_symmetric(target: Target, seed: int, size: int, num_classes: int) -> None:
     require_counts(target)
@@ -82,7 +82,7 @@ def test_iou_is_symmetric(target: Target, seed: int, size: int, num_classes: int
     np.testing.assert_array_equal(left, right)
 
 
-@pytest.mark.integers
+@pytest.mark.one_dtype
 @given(seed=seeds, size=st.integers(0, 60), num_classes=st.integers(1, 7))
 def test_relabelling_permutes_the_confusion_matrix(target: Target, seed: int, size: int, num_classes: int) -> None:
     require_counts(target)
@@ -93,7 +93,7 @@ def test_relabelling_permutes_the_confusion_matrix(target: Target, seed: int, si
     np.testing.assert_array_equal(after[np.ix_(order, order)], before)
 
 
-@pytest.mark.integers
+@pytest.mark.one_dtype
 @given(seed=seeds, size=st.integers(0, 60), cut=st.floats(0, 1))
 def test_counts_of_the_parts_add_up(target: Target, seed: int, size: int, cut: float) -> None:
     require_counts(target)
