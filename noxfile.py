@@ -27,14 +27,16 @@ BACKENDS = {
     "torch": "torch,numba,bench",
     "jax": "jax,numba,bench",
     "dask": "dask,torch,bench",
-    "array-api-strict": "strict,bench",
     # CuPy imports without a GPU; what needs one skips with that reason.
     "cupy": "cupy-cuda12x,bench",
+    "array-api-strict": "strict,bench",
 }
 TOOLS = ("pytest", "pytest-benchmark", "pytest-xdist", "hypothesis", "mpmath")
 # Beside the extras: schedulers, compilers and libraries that tests alone need.
 MORE = {"dask": ("distributed",), "cupy": ("nvidia-cuda-nvrtc-cu12",)}
 STRANGERS = ("sparse", "ndonnx")
+# Neighbouring tests share what is compiled, so that each worker starts with a half of its own.
+WORKERS = ("-n", "2", "--dist", "worksteal")
 # Where every shape is compiled, random ones take minutes.
 ENVIRONMENT = {"jax": {"HYPOTHESIS_PROFILE": "few"}}
 
@@ -44,7 +46,9 @@ nox.options.sessions = [
     *(f"{session}(backend={backend!r})" for backend in BACKENDS for session in ("speed", "parity")),
     "stranger", "wheel", "browser",
 ]  # fmt: skip
-MADE: list[Path] = []  # the shared environments of this run
+MADE: dict[Path, set[str]] = {}  # the shared environments of this run, and what was installed there
+# What pip does not compile is kept as it is imported, else dozens of processes would compile torch.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def session(function: Callable[..., None]) -> Any:
@@ -66,10 +70,13 @@ def shared(session: nox.Session, name: str, extras: str, *tools: str) -> Callabl
     commands = place / ("Scripts" if sys.platform == "win32" else "bin")
     if place not in MADE:
         while os.environ.get("CI") and MADE:
-            shutil.rmtree(MADE.pop(), ignore_errors=True)
+            shutil.rmtree(MADE.popitem()[0], ignore_errors=True)
         session.run(sys.executable, "-m", "virtualenv", "--clear", str(place))
-        MADE.append(place)
-    session.run(str(commands / "python"), "-m", "pip", "install", *PINS, "-e", f".[{extras}]", *tools)
+        MADE[place] = set()
+    missing = [each for each in (f"--editable=.[{extras}]", *tools) if each not in MADE[place]]
+    if missing:
+        session.run(str(commands / "python"), "-m", "pip", "install", *PINS, *missing)
+        MADE[place].update(missing)
     return lambda command, *args, **options: session.run(str(commands / command), *args, **options)
 
 
@@ -90,7 +97,7 @@ def lint(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     """Strict types."""
     run = shared(session, "all", "all", "mypy")
-    run("mypy")
+    run("mypy", "--num-workers", "2")
 
 
 @nox.session(venv_backend="none")
@@ -98,9 +105,7 @@ def types(session: nox.Session) -> None:
 def parity(session: nox.Session, backend: str) -> None:
     """One backend against the float64 oracles, with kernels and by the definitions alone."""
     run = shared(session, backend, BACKENDS[backend], *TOOLS, *MORE.get(backend, ()))
-    # Neighbouring tests share what is compiled, so that each worker starts with a half of its own.
-    workers = ("-n", "2", "--dist", "worksteal")
-    run("pytest", "--backend", backend, *workers, *session.posargs, env=ENVIRONMENT.get(backend))
+    run("pytest", "--backend", backend, *WORKERS, *session.posargs, env=ENVIRONMENT.get(backend))
 
 
 @nox.session(venv_backend="none")
@@ -119,13 +124,13 @@ def core(session: nox.Session) -> None:
     run("pytest", "--backend", "none", "-n", "2", "--dist", "loadfile", *documented, *session.posargs)
 
 
-@session
+@nox.session(venv_backend="none")
 def stranger(session: nox.Session) -> None:
     """A made-up array library with a backend of its own: found, tested and timed like the others."""
-    install(session, "strict,bench", *TOOLS)
-    session.install(*PINS, "--no-deps", "./tests/stranger")
-    session.run("pytest", "--backend", "quaint")
-    session.run("portable-ops", "bench", "--quick", "--backends", "quaint")
+    run = shared(session, "array-api-strict", BACKENDS["array-api-strict"], *TOOLS)
+    run("python", "-m", "pip", "install", *PINS, "--no-deps", "./tests/stranger")
+    run("pytest", "--backend", "quaint", *WORKERS)
+    run("portable-ops", "bench", "--quick", "--backends", "quaint")
 
 
 @session
@@ -154,7 +159,7 @@ def docs(session: nox.Session) -> None:
     """The examples in docstrings, README and docs."""
     run = shared(session, "all", "all", *TOOLS)
     run("pytest", "--doctest-modules", "portable_ops")
-    run("pytest", "tests/test_readme.py", "tests/test_docs.py")
+    run("pytest", "tests/test_readme.py", "tests/test_docs.py", *WORKERS)
 
 
 @session
@@ -181,7 +186,7 @@ def browser(session: nox.Session) -> None:
     if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
         session.skip("no Chromium on this machine")
     install(session, "bench,numba,files", "playwright", *TOOLS)
-    session.run("pytest", "-m", "browser", *session.posargs)
+    session.run("pytest", "-m", "browser", "--backend", "none", *session.posargs)
 
 
 @session

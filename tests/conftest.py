@@ -26,13 +26,18 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "browser: opens a page in a real browser")
     config.addinivalue_line("markers", "many_shapes: calls with so many shapes that compiling each takes long")
     config.addinivalue_line("markers", "gradients: of float64 on backends with gradients")
+    config.addinivalue_line("markers", "one_dtype: asks what no floating dtype changes, as all of labels alone")
+    config.addinivalue_line(
+        "markers", "compiles_definitions: as one where that is quicker, so that float64 is tested, too"
+    )
     config.addinivalue_line("markers", "of_backend(name): depends on this backend although it takes no target")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "target" in metafunc.fixturenames:
         marks = {
-            name: metafunc.definition.get_closest_marker(name) is not None for name in ("many_shapes", "gradients")
+            name: metafunc.definition.get_closest_marker(name) is not None
+            for name in ("many_shapes", "gradients", "one_dtype")
         }
         found = list(targets(**marks))
         chosen = metafunc.config.getoption("--backend")
@@ -42,11 +47,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def is_said_already(item: pytest.Item) -> bool:
-    """Whether a test asks a definition what its kernel says: where definitions are compiled, in half precision."""
+    """Whether a test asks a definition what another test asks it.
+
+    Where kernels are made to serve any size, the definition is what it is elsewhere. And where definitions are compiled, the
+    kernel says the same, in all dtypes but float32: to compile each step of a definition takes five times as long.
+    """
     callspec = getattr(item, "callspec", None)
     target = callspec.params.get("target") if callspec else None
-    half = target is not None and target.backend.compiles and target.dtype in ("float16", "bfloat16")
-    return half and "definition" in callspec.id.split("-")
+    if target is None or "definition" not in callspec.id.split("-"):
+        return False
+    if target.special == "compiled":
+        return True
+    if not target.backend.compiles:
+        return False
+    cheap = any(map(item.get_closest_marker, ("gradients", "compiles_definitions")))
+    return target.dtype not in (("float32", "float64") if cheap else ("float32",))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -68,6 +68,12 @@ class Target:
         """Whether labels out of range raise without being asked to: on the host, in a lazy call by the kernels alone."""
         return self.on_host and not (self.backend.lazy and dispatch._mode.standard_only)
 
+    @property
+    def samples_options(self) -> bool:
+        """Whether options in combination are tried in part: where a call is compiled or planned, but for one target of each."""
+        usual = self.dtype == "float32" and not self.special and not dispatch._mode.standard_only
+        return (self.backend.compiles or self.backend.lazy) and not usual
+
     def computed(self, result: Any) -> None:
         """Have lazy results computed, with the errors that this raises."""
         self.backend.synchronize(*(result if isinstance(result, tuple) else (result,)))
@@ -88,6 +94,11 @@ class Target:
 
     def numpy(self, array: Any) -> Any:
         return self.backend.to_numpy(array)
+
+    def grad(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The gradient by the first argument; a definition's compiled as one where else every step of it would be."""
+        gradient = self.backend.grad(function)
+        return self.backend.jit(gradient) if self.backend.compiles and dispatch._mode.standard_only else gradient
 
     def supports(self, dtype: str) -> bool:
         if not hasattr(self.xp, dtype) or (self.device_name == "no_x64" and "64" in dtype):
@@ -121,11 +132,12 @@ def require_definitions_of_nothing(target: Target, *shape: int) -> None:
         pytest.skip("Dask's max and reshape raise for size 0")
 
 
-def targets(*, many_shapes: bool = False, gradients: bool = False) -> Iterator[Any]:
+def targets(*, many_shapes: bool = False, gradients: bool = False, one_dtype: bool = False) -> Iterator[Any]:
     """All targets.
 
     For a test of many shapes, one dtype of backends that compile or plan each call, which takes minutes. For a test of
-    gradients, those in float64 on backends that have any.
+    gradients, those in float64 on backends that have any. For a test to which the floating dtype is the same, as of labels
+    alone, float32; and float64 where calls are compiled, since JAX has integers of 64 bits beside it alone.
     """
     for name, backend in sorted(registered_backends().items()):
         if gradients and backend.grad is None:
@@ -143,12 +155,14 @@ def targets(*, many_shapes: bool = False, gradients: bool = False) -> Iterator[A
                 yield pytest.param(Target(name, device, "float32"), marks=marks, id=f"{name}-{device}-float32")
         for device in devices:
             dtypes = ("float32",) if many_shapes and (backend.compiles or backend.lazy) else backend.dtypes
+            if one_dtype:
+                dtypes = tuple(d for d in dtypes if d == "float32" or (d == "float64" and backend.compiles))
             for dtype in ("float64",) if gradients else dtypes:
                 if not (device.startswith("no_") and dtype == "float64"):
                     target = Target(name, device, dtype)
                     yield pytest.param(target, id=str(target))
         if find_spec("numba") is not None and name in ("numpy", "torch"):
-            for dtype in ("float64",) if gradients else backend.dtypes:
+            for dtype in ("float64",) if gradients else ("float32",) if one_dtype else backend.dtypes:
                 target = Target(name, "cpu", dtype, "compiled")
                 yield pytest.param(target, id=str(target))
         if name == "numpy":

@@ -31,6 +31,7 @@ def parts(target: Target, result: Any) -> list[Any]:
     return [np.asarray(target.numpy(one)) for one in (result if isinstance(result, tuple) else (result,))]
 
 
+@pytest.mark.one_dtype
 @pytest.mark.many_shapes
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_threads_at_once(case: Any, target: Target) -> None:

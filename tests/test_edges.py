@@ -108,6 +108,7 @@ def test_huge_logits(target: Target) -> None:
     np.testing.assert_allclose(values(target, loss), [[0, 0, math.log(2)], [0, 0, 0]], rtol=1e-2)
 
 
+@pytest.mark.one_dtype
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "int64", "bool"])
 def test_integers_become_the_default_float(target: Target, dtype: str) -> None:
     if not target.supports(dtype):
@@ -141,6 +142,7 @@ def test_orders_of_memory(target: Target) -> None:
         assert_close(dot, oracles.scaled_dot_product_attention(exact, exact, exact), PRODUCTS, target)
 
 
+@pytest.mark.one_dtype
 def test_label_maps_in_other_orders_of_memory(target: Target) -> None:
     require_counts(target)
     base = np.random.default_rng(0).integers(0, 5, (60, 80), dtype=np.uint8)
@@ -242,6 +244,7 @@ def test_dice_of_empty_masks(target: Target, smooth: float, absent: float) -> No
 # --- counting
 
 
+@pytest.mark.one_dtype
 def test_uint8_with_more_than_16_classes(target: Target) -> None:
     require_counts(target)
     labels = np.arange(17, dtype=np.uint8)  # 17 * 16 does not fit into uint8
@@ -249,6 +252,7 @@ def test_uint8_with_more_than_16_classes(target: Target) -> None:
     assert_close(counts, np.eye(17, dtype=np.int64), EXACT, target)
 
 
+@pytest.mark.one_dtype
 def test_label_k_is_not_class_k_minus_1(target: Target) -> None:
     require_counts(target)
     pred, actual = target.array(np.asarray([1, 0, 1])), target.array(np.asarray([2, 0, 1]))
@@ -257,6 +261,7 @@ def test_label_k_is_not_class_k_minus_1(target: Target) -> None:
         np.testing.assert_array_equal(values(target, got), expected)
 
 
+@pytest.mark.one_dtype
 def test_labels_out_of_range(target: Target) -> None:
     require_counts(target)
     # Two in one place, as of two blocks of a lazy array either may be looked at first.
@@ -277,6 +282,7 @@ def test_labels_out_of_range(target: Target) -> None:
     np.testing.assert_array_equal(values(target, areas.union), [2, 0])
 
 
+@pytest.mark.one_dtype
 @pytest.mark.parametrize("dtypes", [("uint8", "int64"), ("int16", "uint16"), ("int8", "uint8"), ("uint32", "int32")])
 def test_mixed_integer_dtypes(target: Target, dtypes: tuple[str, str]) -> None:
     require_counts(target)
@@ -287,6 +293,7 @@ def test_mixed_integer_dtypes(target: Target, dtypes: tuple[str, str]) -> None:
     assert_close(po.confusion_matrix(*arrays, 3), oracles.confusion_matrix(pred, actual, 3), EXACT, target)
 
 
+@pytest.mark.one_dtype
 def test_unsigned_labels_beyond_int64(target: Target) -> None:
     require_counts(target)
     if not target.supports("uint64"):
@@ -300,6 +307,7 @@ def test_unsigned_labels_beyond_int64(target: Target) -> None:
             target.computed(po.confusion_matrix(array, array, 2, ignore_index=-1))
 
 
+@pytest.mark.one_dtype
 @pytest.mark.parametrize("shape", [(), (0,), (0, 3)])
 def test_counts_of_nothing_and_of_one(target: Target, shape: tuple[int, ...]) -> None:
     require_counts(target)
@@ -312,6 +320,7 @@ def test_counts_of_nothing_and_of_one(target: Target, shape: tuple[int, ...]) ->
     np.testing.assert_array_equal(values(target, po.class_iou(labels, labels, 2)), [expected, NAN])
 
 
+@pytest.mark.one_dtype
 def test_rules_for_absent_classes(target: Target) -> None:
     require_counts(target)
     labels = target.array(np.asarray([0, 0, 1]))
@@ -327,6 +336,7 @@ def test_rules_for_absent_classes(target: Target) -> None:
     np.testing.assert_array_equal(values(target, po.class_iou(labels, labels, 3, absent=0.25)), [1, 1, 0.25])
 
 
+@pytest.mark.one_dtype
 def test_counts_beyond_the_integers_of_float32(target: Target) -> None:
     require_counts(target)
     if target.name == "array-api-strict":

@@ -104,6 +104,7 @@ def areas_by_hand(pred: Floats, actual: Floats, num_classes: int, ignore: int | 
     return inside, union, np.asarray([np.sum((actual == k) & kept) for k in range(num_classes)])
 
 
+@pytest.mark.one_dtype
 def test_iou_over_foreground_classes(target: Target, rng: np.random.Generator) -> None:
     require_counts(target)
     n = 5
@@ -118,6 +119,7 @@ def test_iou_over_foreground_classes(target: Target, rng: np.random.Generator) -
     assert_close(result, np.nansum(iou[1:]) / n, LOSS, target)
 
 
+@pytest.mark.one_dtype
 @pytest.mark.parametrize("shape", [(40,), (4, 10), (2, 4, 5)], ids=["N", "NL", "NHW"])
 def test_areas_by_histogram(target: Target, rng: np.random.Generator, shape: tuple[int, ...]) -> None:
     require_counts(target)
@@ -128,6 +130,7 @@ def test_areas_by_histogram(target: Target, rng: np.random.Generator, shape: tup
         assert_close(got, expected, EXACT, target)
 
 
+@pytest.mark.one_dtype
 def test_mean_of_quotients_with_and_without_parentheses(target: Target, rng: np.random.Generator) -> None:
     require_counts(target)
     pred, actual = (rng.integers(0, 4, (6, 7)) for _ in range(2))

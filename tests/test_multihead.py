@@ -30,6 +30,8 @@ def exact(target: Target, *arrays: Any) -> list[np.ndarray]:
 @pytest.mark.parametrize("lead", [(), (3,), (2, 3)], ids=str)
 @pytest.mark.parametrize("kind", ["mask", "bias", "causal", "plain"])
 def test_options_reach_attention(target: Target, lead: tuple[int, ...], kind: str) -> None:
+    if target.samples_options and len(lead) != {"mask": 2, "bias": 1, "causal": 0, "plain": 2}[kind]:
+        pytest.skip("each kind with one shape; with all of them in float32")
     rng = np.random.default_rng(0)
     layer = po.MultiHeadAttention(WIDTH, HEADS, kv_in_dim=6).init(1)
     q, k, v = rng.normal(size=(*lead, 5, WIDTH)), rng.normal(size=(*lead, 7, 6)), rng.normal(size=(*lead, 7, 6))

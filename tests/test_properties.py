@@ -73,6 +73,7 @@ def maps(seed: int, size: int, num_classes: int) -> tuple[np.ndarray, np.ndarray
     return pred, actual
 
 
+@pytest.mark.one_dtype
 @given(seed=seeds, size=st.integers(0, 60), num_classes=st.integers(1, 7))
 def test_iou_is_symmetric(target: Target, seed: int, size: int, num_classes: int) -> None:
     require_counts(target)
@@ -81,6 +82,7 @@ def test_iou_is_symmetric(target: Target, seed: int, size: int, num_classes: int
     np.testing.assert_array_equal(left, right)
 
 
+@pytest.mark.one_dtype
 @given(seed=seeds, size=st.integers(0, 60), num_classes=st.integers(1, 7))
 def test_relabelling_permutes_the_confusion_matrix(target: Target, seed: int, size: int, num_classes: int) -> None:
     require_counts(target)
@@ -91,6 +93,7 @@ def test_relabelling_permutes_the_confusion_matrix(target: Target, seed: int, si
     np.testing.assert_array_equal(after[np.ix_(order, order)], before)
 
 
+@pytest.mark.one_dtype
 @given(seed=seeds, size=st.integers(0, 60), cut=st.floats(0, 1))
 def test_counts_of_the_parts_add_up(target: Target, seed: int, size: int, cut: float) -> None:
     require_counts(target)
@@ -117,6 +120,8 @@ def test_attention_in_blocks_is_the_naive_formula(
     target: Target, seed: int, rows: int, columns: int, block: int, causal: bool, masked: bool
 ) -> None:
     rng = np.random.default_rng(seed)
+    if target.backend.lazy or target.backend.compiles:  # a block, which may be a row, takes dozens of tasks or programs
+        rows, columns = -(-rows // 3), -(-columns // 3)
     call = [rng.normal(size=(2, 3, n, 4)) for n in (rows, columns, columns)]
     mask = rng.random((2, 1, rows, columns)) < 0.6 if masked else None
     before = portable_ops.attention.BLOCK_ELEMENTS

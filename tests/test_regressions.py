@@ -148,6 +148,7 @@ def test_options_may_be_numbers_of_numpy(target: Target) -> None:
         np.testing.assert_array_equal(values(target, got), values(target, expected))
 
 
+@pytest.mark.one_dtype
 def test_the_number_of_classes_may_be_of_uint8(target: Target) -> None:
     require_counts(target)
     labels = target.array(np.arange(19, dtype=np.uint8))

@@ -19,6 +19,7 @@ from portable_ops.backend import registered_backends
 seeds = st.integers(0, 2**32 - 1)
 
 
+@pytest.mark.one_dtype
 @pytest.mark.parametrize("per_image", [False, True], ids=["", "per image"])
 @pytest.mark.parametrize("confusion", [False, True], ids=["areas", "matrix"])
 @pytest.mark.parametrize("ignored", [None, 255], ids=["all", "ignored"])
@@ -43,6 +44,7 @@ def test_counts_are_those_of_the_oracle(target: Target, confusion: bool, per_ima
         np.testing.assert_array_equal(np.concatenate(result.rows), oracle_rows(pred, actual, ignored))
 
 
+@pytest.mark.one_dtype
 def test_the_state_stays_on_the_device_and_lazy(target: Target) -> None:
     require_counts(target)
     scores = po.SegmentationScores(K, per_image=True)
@@ -56,6 +58,7 @@ def test_the_state_stays_on_the_device_and_lazy(target: Target) -> None:
     assert len(accumulator.words) == (3 if target.backend.lazy else 1 if target.count_dtype == "int64" else 2)
 
 
+@pytest.mark.one_dtype
 @pytest.mark.many_shapes
 @settings(max_examples=10)
 @given(data=st.data(), seed=seeds, ignored=st.sampled_from([None, 255, 1]))
@@ -84,6 +87,7 @@ def test_any_split_order_and_merge_tree_give_the_same_bits(
         assert repr(expected.mean_iou(level="image", **rule)) == repr(got.mean_iou(level="image", **rule))
 
 
+@pytest.mark.one_dtype
 def test_an_empty_state_is_a_merge_identity(target: Target) -> None:
     require_counts(target)
     full = scores_of(tuple(map(target.array, maps(3))), per_image=True)
@@ -140,6 +144,7 @@ def test_counts_beyond_32_bits_are_carried_into_a_second_word() -> None:
         assert total.tolist() == [count * times for count in most.tolist()]
 
 
+@pytest.mark.one_dtype
 def test_bad_labels_raise_in_compute_and_are_told_of(target: Target) -> None:
     require_counts(target)
     pred, actual = maps(0, ignored=255)

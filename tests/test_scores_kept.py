@@ -17,6 +17,7 @@ from portable_ops import accumulators
 from portable_ops.accumulators import Rows
 
 
+@pytest.mark.one_dtype
 @pytest.mark.parametrize("per_image", [False, True])
 def test_states_survive_dictionaries_pickles_and_files(target: Target, per_image: bool, tmp_path: Path) -> None:
     require_counts(target)

@@ -198,6 +198,9 @@ COMPILED = (
     "cross_entropy",
     "binary_cross_entropy",
     "dice_coefficient",
+    "focal_loss",
+    "jaccard_loss",
+    "tversky_loss",
 )
 
 backend = Backend(

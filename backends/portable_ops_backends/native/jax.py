@@ -19,10 +19,10 @@ from portable_ops.counting import Areas, count_areas, count_pairs, is_countable,
 from portable_ops.dispatch import OPERATIONS
 from portable_ops.labels import ignored_labels, in_range, must_validate, require_in_range, widened
 from portable_ops.routes import values_are_at_hand
-from portable_ops.targets import class_axis_of, holds_indices
+from portable_ops.targets import class_axis_of
 from portable_ops_backends.jax import require_key
 
-_NUMBERS = frozenset({"smooth", "absent", "eps", "scale"})
+_NUMBERS = frozenset({"alpha", "beta", "smooth", "absent", "eps", "scale"})
 """Options that may be traced like arrays. As constants they would make XLA compile anew for every value."""
 
 
@@ -42,40 +42,29 @@ sigmoid = _compiled("sigmoid")
 log_sigmoid = _compiled("log_sigmoid")
 binary_cross_entropy = _compiled("binary_cross_entropy")
 dice_coefficient = _compiled("dice_coefficient")
-_cross_entropy = _compiled("cross_entropy")
 
 
-def cross_entropy(
-    logits: Array,
-    target: Array,
-    /,
-    *,
-    class_axis: int | None = None,
-    weight: Array | None = None,
-    ignore_index: int | None = None,
-    label_smoothing: float = 0.0,
-    reduction: str = "mean",
-    from_logits: bool = True,
-    eps: float | None = None,
-) -> Array:
-    """See `portable_ops.cross_entropy`."""
-    axis = class_axis_of(class_axis, logits)
-    if holds_indices(logits, target, axis) and values_are_at_hand(target):
-        num_classes = logits.shape[axis]
-        if _has_misfit(target, num_classes, ignore_index):
-            ignored = ignored_labels(xp, target, ignore_index)
-            require_in_range(xp, "target", target, num_classes, None if ignored is None else ~ignored)
-    return _cross_entropy(
-        logits,
-        target,
-        class_axis=class_axis,
-        weight=weight,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        reduction=reduction,
-        from_logits=from_logits,
-        eps=eps,
-    )
+def _compiled_loss(name: str) -> Callable[..., Any]:
+    """The same of a loss that takes class indices. They are looked at before: while it is compiled, they have no values."""
+    compiled = _compiled(name)
+    first = OPERATIONS[name].signature.parameters["class_axis"].default
+
+    def loss(pred: Array, target: Array, /, **options: Any) -> Array:
+        if tuple(target.shape) != tuple(pred.shape) and values_are_at_hand(target):
+            num_classes = pred.shape[class_axis_of(options.get("class_axis", first), pred)]
+            ignore_index = options.get("ignore_index")
+            if _has_misfit(target, num_classes, ignore_index):
+                ignored = ignored_labels(xp, target, ignore_index)
+                require_in_range(xp, "target", target, num_classes, None if ignored is None else ~ignored)
+        return compiled(pred, target, **options)
+
+    return loss
+
+
+cross_entropy = _compiled_loss("cross_entropy")
+focal_loss = _compiled_loss("focal_loss")
+jaccard_loss = _compiled_loss("jaccard_loss")
+tversky_loss = _compiled_loss("tversky_loss")
 
 
 @partial(jax.jit, static_argnums=(1, 2))
