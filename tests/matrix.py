@@ -247,7 +247,7 @@ def kernels_of_any_size() -> Iterator[None]:
         for name in ("numpy", "torch"):
             if find_spec(name) is not None:
                 stack.enter_context(_all_large(registered_backends()[name]))
-        for name in ("SMALLEST_GRADIENT", "SMALLEST_ROWS"):
+        for name in ("SMALLEST_DICE_GRADIENT", "SMALLEST_ROWS"):
             patch.setattr(torch_kernels, name, 1)
         patch.setattr(availability, "SMALLEST_ATTENTION", 1)
         patch.setattr(availability, "SHORTEST_SUM", 1)

@@ -21,8 +21,8 @@ LONGEST_SUM = 2**9
 MOST_PIECES = 8
 """In how many pieces of memory numbers may lie that torch is given to add: sums of pieces it adds one after the other."""
 
-SMALLEST_GRADIENT = 2**18
-"""Elements from which on a kernel's gradient makes up for what a `torch.autograd.Function` in Python costs."""
+SMALLEST_DICE_GRADIENT = 2**18
+"""Elements from which on the gradient of the kernel makes up for what a `torch.autograd.Function` in Python costs."""
 
 SMALLEST_ROWS = 2**23
 """Logits from which on the kernel for rows is faster than torch's cross-entropy."""
@@ -292,8 +292,8 @@ def why_not_numba_dice(
 ) -> str | None:
     """Host kernels read memory."""
     asks_gradient = (pred.requires_grad or target.requires_grad) and sys.modules["torch"].is_grad_enabled()
-    if asks_gradient and pred.numel() < SMALLEST_GRADIENT:
-        return f"torch is faster with gradients of fewer than {SMALLEST_GRADIENT} elements"
+    if asks_gradient and pred.numel() < SMALLEST_DICE_GRADIENT:
+        return f"torch is faster with gradients of fewer than {SMALLEST_DICE_GRADIENT} elements"
     reason = _why_not_memory(pred, target)
     return availability.why_not_scattered_dice(pred, target, axis=axis) if reason is None else reason
 
