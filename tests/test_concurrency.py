@@ -7,12 +7,10 @@ import subprocess
 import sys
 import threading
 import time
-import weakref
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -197,20 +195,12 @@ def _most_at_once(callers: int, call: Any) -> int:
     return most
 
 
-def without_helpers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a process that has called no kernel yet."""
-    from portable_ops_backends.cpu import threads
-
-    for name, nothing in (("_jobs", SimpleQueue()), ("_helping", []), ("_cpus", {})):
-        monkeypatch.setattr(threads, name, nothing)
-
-
 @pytest.mark.of_backend("numpy")
 def test_callers_at_once_share_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     # As the workers of Dask's threaded scheduler do, of which there is one for each CPU.
     from portable_ops_backends.cpu import threads
 
-    without_helpers(monkeypatch)
+    monkeypatch.setattr(threads, "_pool", None)
     monkeypatch.setattr(threads, "worker_count", lambda: 4)
 
     def call(work: Any) -> None:
@@ -230,7 +220,8 @@ def test_threads_are_kept_from_the_callers_cpu(monkeypatch: pytest.MonkeyPatch) 
     allowed = os.sched_getaffinity(0)
     if len(allowed) < 2:
         pytest.skip("one CPU")
-    without_helpers(monkeypatch)
+    monkeypatch.setattr(threads, "_pool", None)
+    monkeypatch.setattr(threads, "_threads", {})
     monkeypatch.setattr(threads, "worker_count", lambda: 2)
     caller = threading.get_ident()
     seen: list[set[int]] = []
@@ -240,7 +231,7 @@ def test_threads_are_kept_from_the_callers_cpu(monkeypatch: pytest.MonkeyPatch) 
         if threading.get_ident() != caller:
             seen.append(os.sched_getaffinity(0))
 
-    # There is no helper before the first call.
+    # The pool has no thread before the first call.
     threads.run_in_parts(work, 64, 1)
     for cpu in sorted(allowed)[:2]:
         monkeypatch.setattr(threads, "_current_cpu", lambda cpu=cpu: cpu)
@@ -262,70 +253,28 @@ atexit.register(lambda: print(po.confusion_matrix(labels, labels, 2)[1, 1]))
     assert (done.stdout.strip(), done.stderr) == (str(1024**2), "")
 
 
+class Exhausted(ThreadPoolExecutor):
+    """A pool whose thread is busy, where the system has no other: `submit` leaves the work in its queue, and raises."""
+
+    def submit(self, *given: Any, **named: Any) -> Any:
+        super().submit(*given, **named)
+        raise RuntimeError("can't start new thread")
+
+
 @pytest.mark.of_backend("numpy")
-def test_a_call_that_gets_no_thread_does_its_work_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_part_is_at_work_after_a_call_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     from portable_ops_backends.cpu import threads
 
-    class Refused(threading.Thread):
-        def start(self) -> None:
-            raise RuntimeError("can't start new thread")
-
-    without_helpers(monkeypatch)
-    monkeypatch.setattr(threads.threading, "Thread", Refused)
+    pool = Exhausted(1)
+    held, running = threading.Event(), []
+    ThreadPoolExecutor.submit(pool, held.wait, 10)
+    monkeypatch.setattr(threads, "_pool", pool)
     monkeypatch.setattr(threads, "worker_count", lambda: 2)
-    done: list[Any] = []
-    assert threads.run_in_parts(lambda *part: done.append(part), 64, 1) == len(done) > 1
-    assert [part for part, _, _ in done] == list(range(len(done)))
-
-
-@pytest.mark.of_backend("numpy")
-def test_a_helper_that_comes_late_finds_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    from portable_ops_backends.cpu import threads
-
-    one_helper(monkeypatch)
-    held, at_work = threading.Event(), threading.Event()
-
-    def hold(*part: int) -> None:
-        at_work.set()
-        held.wait(10)
-
-    busy = threads._Job(hold, deque([(0, 0, 1)]))
-    threads._jobs.put(busy)
-    assert at_work.wait(10)
-    array = np.zeros(3)
-    gone = weakref.ref(array)
-    done: list[int] = []
-
-    def work(part: int, start: int, stop: int, array: Any = array) -> None:
-        done.append(threading.get_ident())
-
-    parts = threads.run_in_parts(work, 64, 1)  # which returns while the helper is busy
-    assert done == [threading.get_ident()] * parts
-    del work, array
-    assert gone() is None
+    with pytest.raises(RuntimeError, match="new thread"):
+        threads.run_in_parts(lambda *part: running.append(part), 64, 1)
     held.set()
-    seen = threading.Event()
-    threads._jobs.put(threads._Job(lambda *part: seen.set(), deque([(0, 0, 1)])))
-    assert seen.wait(10)  # so the helper has been to the call that was over
-    assert len(done) == parts
-
-
-@pytest.mark.of_backend("numpy")
-def test_a_call_waits_for_the_helper_at_work_whoever_comes_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    from portable_ops_backends.cpu import threads
-
-    job = threads._Job(lambda *part: time.sleep(0.1), deque([(0, 0, 1)]))
-    first = threading.Thread(target=job.help)
-    first.start()
-    while job.queue:
-        time.sleep(0.001)
-    late = threading.Timer(0.02, job.help)
-    late.start()
-    job.finish()
-    assert late.finished.is_set()
-    late.join(10)
-    first.join(0.02)
-    assert not first.is_alive()
+    pool.shutdown()
+    assert not running
 
 
 @pytest.mark.of_backend("numpy")
@@ -392,10 +341,10 @@ def one_helper(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pool of the caller and one thread more, which is there already."""
     from portable_ops_backends.cpu import threads
 
-    without_helpers(monkeypatch)
+    monkeypatch.setattr(threads, "_pool", None)
     monkeypatch.setattr(threads, "worker_count", lambda: 2)
-    threads.run_in_parts(lambda *part: None, 64, 1)
-    assert len(threads._helping) == 1
+    threads.run_in_parts(lambda *part: time.sleep(0.001), 64, 1)
+    assert threads._pool is not None
 
 
 @pytest.mark.of_backend("torch")

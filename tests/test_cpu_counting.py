@@ -204,7 +204,7 @@ def test_a_forked_child_counts() -> None:
         + """
 import os
 count()
-assert threads._helping
+assert threads._pool is not None
 child = os.fork()
 if child == 0:
     os._exit(0 if count() == 2**20 else 1)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from portable_ops.backend import Backend
-from portable_ops_backends.torch_kernels import kernels
+from portable_ops_backends.torch_kernels import LONGEST_SUM, kernels
 from portable_ops_backends.torch_tensors import is_concrete, on_host, size_of
 
 
@@ -131,6 +131,6 @@ backend = Backend(
     jit=jit,
     grad=grad,
     dtypes=("float16", "bfloat16", "float32", "float64"),
-    longest_sum=512,
+    longest_sum=LONGEST_SUM,
     kernels=kernels,
 )

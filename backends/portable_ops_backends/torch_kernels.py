@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from portable_ops.backend import Kernel, always
+from portable_ops.checks import normalized_axes
 from portable_ops.precision import LONGEST_IN_PAIRS
 from portable_ops.routes import kind_of
 from portable_ops_backends.cpu import availability
@@ -156,17 +157,17 @@ def why_not_dice(pred: Any, target: Any, /, *, axis: Any = None, **options: Any)
     reason = why_not_at_hand(pred, target)
     if reason is not None:
         return reason
+    axes = normalized_axes(axis, pred)
     for x in (pred, target):
-        count, pieces = _pieces(x.shape, x.stride(), axis)
+        count, pieces = _pieces(x.shape, x.stride(), axes)
         if count > LONGEST_SUM and (pieces > MOST_PIECES or count > LONGEST_IN_PAIRS):
             return f"torch loses digits in a sum of {count} numbers in {pieces} pieces of memory"
     return None
 
 
 @lru_cache(2**12)
-def _pieces(shape: tuple[int, ...], strides: tuple[int, ...], axis: Any) -> tuple[int, int]:
+def _pieces(shape: tuple[int, ...], strides: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, int]:
     """How many numbers are added up, and in how many pieces of memory they lie."""
-    axes = availability.normalized(axis, len(shape))
     count, size = math.prod([shape[one] for one in axes]), 1
     for one in sorted(range(len(shape)), key=strides.__getitem__):
         if shape[one] != 1:

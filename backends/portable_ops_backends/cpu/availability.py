@@ -7,6 +7,7 @@ from functools import cache, lru_cache
 from importlib.util import find_spec
 from typing import Any
 
+from portable_ops.checks import normalized_axes
 from portable_ops.routes import dtype_name
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
@@ -182,22 +183,14 @@ def why_not_masked_attention(
 def innermost_size(x: Any, axis: Any) -> int:
     """How many of the elements that are summed together the innermost axes of memory have, as far as all are summed over."""
     strides = x.stride() if callable(getattr(x, "stride", None)) else x.strides
-    return _innermost_size(tuple(x.shape), strides, axis)
+    return _innermost_size(tuple(x.shape), strides, normalized_axes(axis, x))
 
 
 @lru_cache(2**12)
-def _innermost_size(shape: tuple[int, ...], strides: tuple[int, ...], axis: Any) -> int:
-    axes = normalized(axis, len(shape))
+def _innermost_size(shape: tuple[int, ...], strides: tuple[int, ...], axes: tuple[int, ...]) -> int:
     size = 1
     for one in sorted(range(len(shape)), key=lambda place: abs(strides[place])):
         if one not in axes:
             break
         size *= shape[one]
     return size
-
-
-def normalized(axis: Any, ndim: int) -> tuple[int, ...]:
-    """As `portable_ops.checks.normalized_axes`, of what has been checked."""
-    if axis is None:
-        return tuple(range(ndim))
-    return tuple([one % ndim for one in ((axis,) if isinstance(axis, int) else axis)])

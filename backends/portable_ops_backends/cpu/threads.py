@@ -11,24 +11,21 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache
-from queue import SimpleQueue
 
-Part = tuple[int, int, int]
-Work = Callable[[int, int, int], None]
+Queue = deque[tuple[int, int, int]]
 
 # A part should take 0.2 ms or more, which `SMALLEST_PART` of each kernel stands for: until another thread has woken up, and
 # the caller after it, about as much has passed.
 PARTS_FOR_EACH = 4
 """Parts for each thread. More would even out more, and cost more where another thread holds the interpreter's lock."""
 
-_jobs: SimpleQueue[_Job] = SimpleQueue()
-_helping: list[threading.Thread] = []
-_cpus: dict[int, set[int]] = {}  # which each of these threads may use, by its native number
+_pool: ThreadPoolExecutor | None = None
+_threads: dict[int, set[int]] = {}  # of the pool, and the CPUs that each may use
 _callers = 0
-# A signal's handler may call a kernel where its thread has the lock already.
-_lock = threading.RLock()
+_lock = threading.Lock()
 _here = threading.local()
 
 
@@ -52,8 +49,11 @@ def allowed_threads() -> tuple[int, str]:
     return max(1, limits[least]), least
 
 
-class at_most:  # noqa: N801 (used as a function; one with contextlib.contextmanager takes three times as long)
-    """No more threads than so many for the kernels that are called here, such as torch's own setting."""
+class AtMost:
+    """A context with no more threads than so many for the kernels that are called in it, such as torch's own setting.
+
+    `contextlib.contextmanager` would take three times as long.
+    """
 
     __slots__ = "before", "threads"
 
@@ -68,7 +68,9 @@ class at_most:  # noqa: N801 (used as a function; one with contextlib.contextman
         _here.most = self.before
 
 
-def run_in_parts(work: Work, size: int, smallest: int, for_each: int = PARTS_FOR_EACH) -> int:
+def run_in_parts(
+    work: Callable[[int, int, int], None], size: int, smallest: int, for_each: int = PARTS_FOR_EACH
+) -> int:
     """Call ``work(part, start, stop)`` on parts of ``range(size)``, none smaller than `smallest` unless there is but one.
 
     There are at most `for_each` parts for each thread: more where a part takes milliseconds. Threads take what is next, rather
@@ -79,21 +81,17 @@ def run_in_parts(work: Work, size: int, smallest: int, for_each: int = PARTS_FOR
     if parts == 1:
         work(0, 0, size)
         return parts
-    job = _Job(work, deque((part, size * part // parts, size * (part + 1) // parts) for part in range(parts)))
+    queue = deque((part, size * part // parts, size * (part + 1) // parts) for part in range(parts))
     with _helpers(min(thread_limit(), parts) - 1) as count:
+        others: list[Future[None]] = []
         try:
-            _call_for_help(job, count)
-            for part in job.left():
-                work(*part)
+            _call_for_help(work, queue, count, others)
+            _take(work, queue)
         finally:
-            job.finish()
-    if job.raised:
-        error = job.raised[0]
-        job.raised.clear()  # an error holds this frame, which should not hold it in turn
-        try:
-            raise error
-        finally:
-            del error
+            queue.clear()
+            for other in others:
+                if not other.cancel():
+                    other.result()
     return parts
 
 
@@ -127,62 +125,17 @@ def _helpers(wanted: int) -> Iterator[int]:
             _callers -= 1
 
 
-class _Job:
-    """The parts of a call, which its caller and the threads that help take one after the other."""
-
-    def __init__(self, work: Work, queue: deque[Part]) -> None:
-        self.work, self.queue = work, queue
-        self.at_work: list[threading.Lock] = []  # of each helper that came, held until it is done
-        self.raised: list[BaseException] = []
-
-    def left(self) -> Iterator[Part]:
-        """Parts that nobody else has taken."""
-        while True:
-            try:
-                yield self.queue.popleft()
-            except IndexError:
+def _call_for_help(work: Callable[[int, int, int], None], queue: Queue, count: int, others: list[Future[None]]) -> None:
+    """Add what threads of the pool will do to `others`; nothing once the interpreter ends, where pools take no more."""
+    if count:
+        _keep_from_here()
+    for _ in range(count):
+        try:
+            others.append(_executor().submit(_guarded, work, queue))
+        except RuntimeError as error:
+            if "shutdown" in str(error):
                 return
-
-    def help(self) -> None:
-        """Take parts until there is none; nothing, if the call is over."""
-        done = threading.Lock()
-        with done:
-            self.at_work.append(done)  # before the first part: whoever empties the queue knows then whom to wait for
-            try:
-                for part in self.left():
-                    self.work(*part)
-            except BaseException as error:  # the caller's, who raises it
-                self.raised.append(error)
-                self.queue.clear()
-
-    def finish(self) -> None:
-        """Wait until no helper is at work. What nobody has begun, nobody will."""
-        self.queue.clear()
-        for helper in self.at_work.copy():
-            helper.acquire()
-        del self.work  # which a helper that has yet to come would keep alive, and the arrays with it
-
-
-def _call_for_help(job: _Job, count: int) -> None:
-    """Wake up as many helpers, or start them; as many as there are, where the system gives no more threads."""
-    if not count:
-        return
-    with _lock, suppress(RuntimeError):  # no thread more, or the interpreter ends
-        while len(_helping) < count:
-            helper = threading.Thread(target=_help, args=(_jobs,), name="portable_ops", daemon=True)
-            helper.start()
-            _helping.append(helper)
-            _cpus[helper.native_id or 0] = set()
-    _keep_from_here()
-    for _ in range(min(count, len(_helping))):
-        _jobs.put(job)
-
-
-def _help(jobs: SimpleQueue[_Job]) -> None:
-    """What a thread of the pool does for as long as the process lives."""
-    _here.busy = True
-    while True:
-        jobs.get().help()
+            raise
 
 
 def _keep_from_here() -> None:
@@ -193,11 +146,11 @@ def _keep_from_here() -> None:
     """
     cpu = _current_cpu()
     others = set() if cpu is None else os.sched_getaffinity(0) - {cpu}
-    for thread, before in _cpus.copy().items() if others else ():
+    for thread, before in tuple(_threads.items()) if others else ():
         if others != before:
             with suppress(OSError):  # forbidden, as in some containers
                 os.sched_setaffinity(thread, others)
-            _cpus[thread] = others
+            _threads[thread] = others
 
 
 @cache
@@ -212,11 +165,40 @@ def _current_cpu() -> int | None:
     return None if libc is None else int(libc.sched_getcpu())
 
 
+def _guarded(work: Callable[[int, int, int], None], queue: Queue) -> None:
+    _here.busy = True
+    try:
+        _take(work, queue)
+    finally:
+        _here.busy = False
+
+
+def _take(work: Callable[[int, int, int], None], queue: Queue) -> None:
+    while True:
+        try:
+            part = queue.popleft()
+        except IndexError:
+            return
+        work(*part)
+
+
+def _executor() -> ThreadPoolExecutor:
+    global _pool
+    with _lock:
+        if _pool is None:
+            _pool = ThreadPoolExecutor(
+                max(1, worker_count() - 1),
+                thread_name_prefix="portable_ops",
+                initializer=lambda: _threads.update({threading.get_native_id(): set()}),
+            )
+        return _pool
+
+
 def _forget() -> None:
-    global _jobs, _helping, _cpus, _lock, _callers
-    _jobs, _helping, _cpus, _lock, _callers = SimpleQueue(), [], {}, threading.RLock(), 0
+    global _pool, _threads, _lock, _callers
+    _pool, _threads, _lock, _callers = None, {}, threading.Lock(), 0
 
 
-# Threads do not follow into a forked child, and a lock may be held there by nobody.
+# The threads of a pool do not follow into a forked child, and its lock may be held there by nobody.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from portable_ops_backends.cpu.threads import at_most
+from portable_ops_backends.cpu.threads import AtMost
 
 Array = np.ndarray[Any, Any]
 
@@ -30,5 +30,5 @@ def computed(kernel: Callable[..., Array], x: Tensor, *args: Any) -> Tensor:
 
     The kernel is called with the array, `args`, and whether its halves are bfloat16.
     """
-    with at_most(torch.get_num_threads()):
+    with AtMost(torch.get_num_threads()):
         return as_tensor(kernel(as_array(x), *args, x.dtype == torch.bfloat16), x.dtype)

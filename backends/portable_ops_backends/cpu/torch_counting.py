@@ -8,7 +8,7 @@ from torch import Tensor
 
 from portable_ops.counting import Areas, raise_for_labels
 from portable_ops_backends.cpu import counting
-from portable_ops_backends.cpu.threads import at_most
+from portable_ops_backends.cpu.threads import AtMost
 
 
 def confusion_matrix(
@@ -21,7 +21,7 @@ def confusion_matrix(
     validate: bool | None = None,
 ) -> Tensor:
     """See `portable_ops.confusion_matrix`."""
-    with at_most(torch.get_num_threads()):
+    with AtMost(torch.get_num_threads()):
         pairs, bad = counting.count_pairs(pred.numpy(), target.numpy(), num_classes, ignore_index)
     if bad and validate is not False:
         raise_for_labels(xp, pred, target, num_classes, ignore_index)
@@ -38,7 +38,7 @@ def intersection_and_union(
     validate: bool | None = None,
 ) -> Areas:
     """See `portable_ops.intersection_and_union`."""
-    with at_most(torch.get_num_threads()):
+    with AtMost(torch.get_num_threads()):
         *areas, bad = counting.count_areas(pred.numpy(), target.numpy(), num_classes, ignore_index)
     if bad and validate is not False:
         raise_for_labels(xp, pred, target, num_classes, ignore_index)

@@ -12,7 +12,7 @@ import portable_ops as po
 from portable_ops.checks import Axis, normalized_axes
 from portable_ops.dispatch import standard_only
 from portable_ops_backends.cpu.dice import dice_scores, dice_slopes, dice_sums, slopes_of_scores
-from portable_ops_backends.cpu.threads import at_most
+from portable_ops_backends.cpu.threads import AtMost
 from portable_ops_backends.cpu.torch_arrays import Array, as_array
 
 
@@ -29,7 +29,7 @@ def dice_coefficient(
 
 def _sums(pred: Tensor, target: Tensor, axes: tuple[int, ...]) -> Array:
     bfloat = torch.bfloat16 in (pred.dtype, target.dtype)
-    with at_most(torch.get_num_threads()):
+    with AtMost(torch.get_num_threads()):
         return dice_sums(as_array(pred), as_array(target), axes, bfloat)
 
 
@@ -60,7 +60,7 @@ class _Dice(torch.autograd.Function):
             return (*(next(found) if one else None for one in asked), None, None, None)
         slopes = slopes_of_scores(ctx.sums, up.double().numpy(), smooth)
         both = (target, pred), (pred, target)
-        with at_most(torch.get_num_threads()):
+        with AtMost(torch.get_num_threads()):
             made = (_gradient(*two, axes, slopes) if one else None for two, one in zip(both, asked, strict=True))
             return (*made, None, None, None)
 

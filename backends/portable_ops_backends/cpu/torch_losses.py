@@ -18,7 +18,7 @@ from portable_ops_backends.cpu import binary_cross_entropy as binary
 from portable_ops_backends.cpu.cross_entropy import BAD, WEIGHT, problem, reduced, solve
 from portable_ops_backends.cpu.cross_entropy_gradient import gradient
 from portable_ops_backends.cpu.layout import Array, reordered
-from portable_ops_backends.cpu.threads import at_most
+from portable_ops_backends.cpu.threads import AtMost
 from portable_ops_backends.cpu.torch_arrays import as_array, as_tensor
 from portable_ops_backends.native import torch_losses as native
 
@@ -38,7 +38,7 @@ def cross_entropy(
 ) -> Tensor:
     """See `portable_ops.cross_entropy`."""
     axis = class_axis_of(class_axis, logits)
-    with at_most(torch.get_num_threads()):
+    with AtMost(torch.get_num_threads()):
         result: Tensor = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
             logits, target, weight, axis, ignore_index, label_smoothing, reduction
         )
@@ -89,7 +89,7 @@ class _CrossEntropy(torch.autograd.Function):
                 reduction=reduction,
             )
             return (*torch.autograd.grad(loss, logits, up, create_graph=True), *rest)
-        with at_most(torch.get_num_threads()):
+        with AtMost(torch.get_num_threads()):
             given, order, of_target = _problem(logits, target, weight, axis, ignore_index, smoothing)
             made = gradient(given, _arriving(up, of_target, reduction, ctx.divisor))
             made = reordered(made.reshape([logits.shape[one] for one in order]), order)
@@ -129,7 +129,7 @@ def binary_cross_entropy(
 ) -> Tensor:
     """See `portable_ops.binary_cross_entropy`."""
     given = logits, target, weight, pos_weight, ignore_index, reduction
-    with at_most(torch.get_num_threads()):
+    with AtMost(torch.get_num_threads()):
         if torch.is_grad_enabled() and logits.requires_grad:
             loss: Tensor = _BinaryCrossEntropy.apply(*given)  # type: ignore[no-untyped-call]
             return loss
@@ -207,7 +207,7 @@ class _BinaryCrossEntropy(torch.autograd.Function):
         try:
             slopes = ctx.slopes.pop()  # the gradient takes their place
         except IndexError:  # it was asked for before, and the graph kept
-            with at_most(torch.get_num_threads()):
+            with AtMost(torch.get_num_threads()):
                 slopes = _binary_losses(
                     logits, target, weight, pos_weight, ignore_index, reduction, with_slopes=True
                 ).slopes
