@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from portable_ops.backend import Kernel, always
+from portable_ops.calls import written
 from portable_ops.joining import is_joined, join
 from portable_ops.routes import (
     KERNELS,
@@ -26,7 +27,7 @@ from portable_ops.routes import (
     Plan,
     Route,
     load_kernel,
-    meet,
+    meet,  # noqa: F401, named in the source that `written` makes
     remember,
 )
 
@@ -110,83 +111,31 @@ def operation(
 
     def decorate(definition: Callable[Concatenate[Namespace, P], R]) -> Callable[P, R]:
         op = _register(definition, check, keyword_arrays, differentiable=differentiable, public=public)
-        name, count, keywords = op.name, len(op.arrays), frozenset(op.keyword_arrays)
-        assert 1 <= count <= 3  # `call` writes out as many
+        name, keywords = op.name, op.keyword_arrays
 
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if not args or (_was_used and _mode.standard_only):
-                return call_in_full(args, kwargs)
-            x = args[0]
-            meet(type(x))
-            route = ROUTES.get(type(x))
-            if route is None or (plans := route.plans) is None:
-                return call_in_full(args, kwargs)
-            if (is_traced := route.is_traced) is not None and is_traced():
-                return call_in_full(args, kwargs)
-            # By hand, as this is most of what a call costs that is not its work.
-            key: Any
-            try:
-                if count == 1:
-                    key = name, type(x), x.dtype, x.shape
-                elif count == 2:
-                    y = args[1]
-                    key = name, type(x), x.dtype, x.shape, type(y), y.dtype, y.shape
-                else:
-                    y, z = args[1], args[2]
-                    key = name, type(x), x.dtype, x.shape, type(y), y.dtype, y.shape, type(z), z.dtype, z.shape
-                if not route.one_device:
-                    key = key, *map(route.backend.device_of, args[:count])
-                if len(args) > count:
-                    options = args[count:]
-                    key = (key, options, type(options[0])) if len(options) == 1 else (key, options, *map(type, options))
-                if len(kwargs) == 1:
-                    (option,) = kwargs.items()
-                    kind = type(option[1])
-                    key = (key, option, *map(type, option[1])) if kind is tuple else (key, option, kind)
-                elif kwargs:
-                    key = key, *kwargs.items(), *map(type, kwargs.values())
-                    if type(axis := kwargs.get("axis")) is tuple:
-                        key = key, *map(type, axis)
-                plan = plans.get(key)
-            except _NOT_TO_BE_REMEMBERED:
-                key = plan = None
-            if plan is None:
-                return call_in_full(args, kwargs, key)
-            asked, certain = plan
-            for kernel in asked:
-                if (kernel.why_not(*args, **kwargs) if kwargs else kernel.why_not(*args)) is None:
-                    certain = KERNELS.get(kernel.function) or load_kernel(kernel.function)
-                    break
-            return certain(*args, **kwargs) if kwargs else certain(*args)
-
-        def call_in_full(args: Any, kwargs: Any, key: Any = None) -> Any:
-            route = None
-            if args:
-                meet(type(args[0]))
-                route = ROUTES.get(type(args[0]))
-            if route is None or not is_joined(route, args, kwargs, count, op.keyword_arrays):
-                route, args, kwargs = join(op, args, kwargs)
+        def in_full(arrays: tuple[Any, ...], options: dict[str, Any], key: Any) -> Any:
+            route = ROUTES.get(type(arrays[0]))
+            if route is None or not is_joined(route, arrays, options, keywords):
+                route, arrays, options = join(op, arrays, options)
                 key = None
-            try:
-                check(route.xp, *args, **kwargs)
-            except TypeError as error:
-                raise _call_error(op, error, args, kwargs) from None
-            if key is not None and keywords.isdisjoint(kwargs) and _may_be_kept(args, kwargs, count):
-                remember(route, key, _plan(op, route, args, kwargs))
+            check(route.xp, *arrays, **options)
+            if key is not None and _may_be_kept(arrays, options):
+                remember(route, key, _plan(op, route, arrays, options))
             backend = route.backend
             if not (_was_used and _mode.standard_only):
                 traced = route.is_traced is not None and route.is_traced()
                 for kernel in backend.kernels.get(name, ()):
                     if (traced and not kernel.traceable) or (
-                        kernel.smallest and backend.size_of(args[0]) < kernel.smallest
+                        kernel.smallest and backend.size_of(arrays[0]) < kernel.smallest
                     ):
                         continue
-                    if kernel.why_declined(*args, **kwargs) is None:
-                        return (KERNELS.get(kernel.function) or load_kernel(kernel.function))(*args, **kwargs)
+                    if kernel.why_declined(*arrays, **options) is None:
+                        return (KERNELS.get(kernel.function) or load_kernel(kernel.function))(*arrays, **options)
             if not route.has_adapter:
-                return _defined_for_stranger(op, route, args, kwargs)
-            return definition(route.xp, *args, **kwargs)
+                return _defined_for_stranger(op, route, arrays, options)
+            return definition(route.xp, *arrays, **options)
 
+        call = written(name, op.signature, keywords, in_full, globals())
         function = functools.wraps(definition)(cast("Callable[P, R]", call))
         function.__signature__ = op.signature  # type: ignore[attr-defined]
         return function
@@ -207,10 +156,10 @@ def composed(base: Callable[..., Any]) -> Callable[[Callable[P, R]], Callable[P,
     return decorate
 
 
-def _defined_for_stranger(op: Operation, route: Route, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _defined_for_stranger(op: Operation, route: Route, arrays: tuple[Any, ...], options: dict[str, Any]) -> Any:
     """What the definition makes of the arrays of a library without an adapter, which may lack a part of the standard."""
     try:
-        return op.definition(route.xp, *args, **kwargs)
+        return op.definition(route.xp, *arrays, **options)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         raise TypeError(
@@ -251,37 +200,44 @@ def _register(
 _NOT_TO_BE_REMEMBERED = AttributeError, IndexError, RuntimeError, TypeError, ValueError
 
 
-def _may_be_kept(args: tuple[Any, ...], kwargs: dict[str, Any], count: int) -> bool:
+def _may_be_kept(arrays: tuple[Any, ...], options: dict[str, Any]) -> bool:
     """Whether sizes and options are plain; torch also takes tensors for them, which are hashable, and would be kept alive."""
-    sizes = {type(size) for array in args[:count] for size in array.shape}
-    axis = kwargs.get("axis")
-    options = (*args[count:], *(value for name, value in kwargs.items() if name != "axis"))
-    options = (*options, *(axis if type(axis) is tuple else (axis,)))
-    return sizes <= {int} and set(map(type, options)) <= {bool, int, float, str, type(None)}
+    sizes = {type(size) for array in arrays for size in array.shape}
+    axis = options.get("axis")
+    values = (
+        *(value for name, value in options.items() if name != "axis"),
+        *(axis if type(axis) is tuple else (axis,)),
+    )
+    return sizes <= {int} and set(map(type, values)) <= {bool, int, float, str, type(None)}
 
 
-def _plan(op: Operation, route: Route, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
-    """The kernels to ask on every call with arguments like these, and what serves when all of them decline."""
-    asked: list[Kernel] = []
+def _plan(op: Operation, route: Route, arrays: tuple[Any, ...], options: dict[str, Any]) -> Plan:
+    """What to ask on every call with arguments like these, and what serves when all of it declines: functions of arrays."""
+    usual = op.signature.parameters
+    given = {name: value for name, value in options.items() if value is not usual[name].default}
+
+    def bound(function: Callable[..., Any], *first: Any) -> Callable[..., Any]:
+        return functools.partial(function, *first, **given) if first or given else function
+
+    asked: list[tuple[Callable[..., str | None], Callable[..., Any]]] = []
     for kernel in route.backend.kernels.get(op.name, ()):
-        if kernel.smallest and route.backend.size_of(args[0]) < kernel.smallest:
+        if kernel.smallest and route.backend.size_of(arrays[0]) < kernel.smallest:
             continue
-        if kernel.why_never is not None and kernel.why_never(*args, **kwargs) is not None:
+        if kernel.why_never is not None and kernel.why_never(*arrays, **options) is not None:
             continue
-        if kernel.why_not is not always:
-            asked.append(kernel)
-        else:
-            return tuple(asked), KERNELS.get(kernel.function) or load_kernel(kernel.function)
-    return tuple(asked), functools.partial(op.definition, route.xp)
+        if kernel.why_not is always:
+            return tuple(asked), bound(KERNELS.get(kernel.function) or load_kernel(kernel.function))
+        asked.append((bound(kernel.why_not), bound(_loaded_late(kernel))))
+    return tuple(asked), bound(op.definition, route.xp)
 
 
-def _call_error(op: Operation, error: TypeError, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TypeError:
-    """The error of a call that does not fit the signature in the operation's own name, else the check's own error."""
-    try:
-        op.signature.bind(*args, **kwargs)
-    except TypeError as misfit:
-        return TypeError(f"{op.name}: {misfit}")
-    return error
+def _loaded_late(kernel: Kernel) -> Callable[..., Any]:
+    """The kernel, imported when it is called."""
+
+    def serve(*arrays: Any, **options: Any) -> Any:
+        return (KERNELS.get(kernel.function) or load_kernel(kernel.function))(*arrays, **options)
+
+    return serve
 
 
 @dataclass(frozen=True)
@@ -329,23 +285,26 @@ def explain(op: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Expla
     if name not in OPERATIONS:
         raise ValueError(f"op: got {name!r}; expected one of {', '.join(sorted(OPERATIONS))}")
     described = OPERATIONS[name]
+    try:
+        bound = described.signature.bind(*args, **kwargs).arguments
+    except TypeError as error:
+        raise TypeError(f"{name}: {error}") from None
     if described.base is not None:
         inner = OPERATIONS[described.base]
-        bound = described.signature.bind(*args, **kwargs).arguments
         kept = {key: value for key, value in bound.items() if key in inner.signature.parameters}
         positional = [kept.pop(key) for key in inner.arrays]
         return explain(described.base, *positional, **kept)
-    route, args, kwargs = join(described, args, kwargs)
-    described.check(route.xp, *args, **kwargs)
+    route, arrays, options = join(described, tuple(bound.pop(key) for key in described.arrays), bound)
+    described.check(route.xp, *arrays, **options)
     declined: list[tuple[str, str]] = []
     kernels: tuple[Kernel, ...] = route.backend.kernels.get(name, ())
     for kernel in kernels:
         if _mode.standard_only:
             reason: str | None = "standard_only() is in force"
-        elif route.backend.size_of(args[0]) < kernel.smallest:
+        elif route.backend.size_of(arrays[0]) < kernel.smallest:
             reason = f"fewer than {kernel.smallest} elements"
         else:
-            reason = kernel.why_declined(*args, **kwargs)
+            reason = kernel.why_declined(*arrays, **options)
         if reason is None:
             return Explanation(name, route.backend.name, kernel.name, tuple(declined))
         declined.append((kernel.name, reason))

@@ -22,24 +22,19 @@ if TYPE_CHECKING:
     from portable_ops.dispatch import Operation
 
 
-def is_joined(
-    route: Route, args: tuple[Any, ...], kwargs: dict[str, Any], count: int, keywords: tuple[str, ...]
-) -> bool:
+def is_joined(route: Route, arrays: tuple[Any, ...], options: dict[str, Any], keywords: tuple[str, ...]) -> bool:
     """Whether all array arguments are already arrays of one library on one device, and no option is a scalar of NumPy's.
 
     In the arithmetic of such a scalar ``num_classes**2`` may wrap around.
     """
-    first = args[0]
-    for array in args[1:count]:
+    first = arrays[0]
+    for array in arrays[1:]:
         # What is of the first array's type has its route.
         if type(array) is not type(first) and ROUTES.get(type(array)) is not route:
             return False
         if not route.one_device and _devices_apart(route, first, array):
             return False
-    for value in args[count:]:
-        if isinstance(value, np.generic):
-            return False
-    for name, value in kwargs.items():
+    for name, value in options.items():
         if name not in keywords:
             if isinstance(value, np.generic):
                 return False
@@ -57,17 +52,13 @@ def _devices_apart(route: Route, one: Array, other: Array) -> tuple[Any, Any] | 
     return None if here is None or there is None or here == there else (here, there)
 
 
-def join(op: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Route, tuple[Any, ...], dict[str, Any]]:
+def join(
+    op: Operation, arrays: tuple[Any, ...], options: dict[str, Any]
+) -> tuple[Route, tuple[Any, ...], dict[str, Any]]:
     """Bring lists and scalars to the library and device of the arrays beside them; refuse mixtures."""
-    try:
-        op.signature.bind(*args, **kwargs)
-    except TypeError as error:
-        raise TypeError(f"{op.name}: {error}") from None
-    count = len(op.arrays)
-    args = args[:count] + tuple(map(_python, args[count:]))
-    kwargs = {name: value if name in op.keyword_arrays else _python(value) for name, value in kwargs.items()}
-    given = dict(zip(op.arrays, args, strict=False))
-    given |= {name: kwargs[name] for name in op.keyword_arrays if kwargs.get(name) is not None}
+    options = {name: value if name in op.keyword_arrays else _python(value) for name, value in options.items()}
+    given = dict(zip(op.arrays, arrays, strict=True))
+    given |= {name: options[name] for name in op.keyword_arrays if options.get(name) is not None}
     routes = {name: route_of(value, name) for name, value in given.items()}
     first = next((name for name, route in routes.items() if route is not None), None)
     if first is None:
@@ -88,8 +79,8 @@ def join(op: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
             raise ValueError(
                 f"{name}: got an array on device {apart[1]} beside one on {apart[0]} in {first}; expected one device"
             )
-    joined = tuple(given[name] for name in op.arrays[: len(args)]) + args[len(op.arrays) :]
-    return route, joined, kwargs | {name: given[name] for name in op.keyword_arrays if name in given}
+    joined = tuple(given[name] for name in op.arrays)
+    return route, joined, options | {name: given[name] for name in op.keyword_arrays if name in given}
 
 
 def _python(value: Any) -> Any:

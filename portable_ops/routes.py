@@ -10,14 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from portable_ops.backend import Array, Backend, Kernel, load, loaded_class, registered_backends
+from portable_ops.backend import Array, Backend, load, loaded_class, registered_backends
 
 Namespace = Any
 """A module that follows the array API standard."""
 
 
-Plan = tuple[tuple[Kernel, ...], Callable[..., Any]]
-"""The kernels to ask on every call, and the kernel or definition that serves when these decline."""
+Plan = tuple[tuple[tuple[Callable[..., str | None], Callable[..., Any]], ...], Callable[..., Any]]
+"""Pairs of a question and the kernel that serves if its answer is None, and the kernel or definition that serves else.
+
+All are functions of the arrays: the options are bound.
+"""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
