@@ -252,13 +252,14 @@ def why_not_cuda(pred: Any, target: Any, /, *args: Any, **options: Any) -> str |
 
 def _why_not_memory(*tensors: Any) -> str | None:
     """Reason why a host kernel cannot read the tensors' memory, or need not look at it."""
-    torch = sys.modules["torch"]
     if not is_concrete(*tensors):
         return "traced: host kernels need values"
+    torch = sys.modules["torch"]
+    plain, strided = torch.Tensor, torch.strided
     for x in tensors:
         if not x.is_cpu:
             return "not on the host"
-        if type(x) not in (torch.Tensor, torch.nn.Parameter) or x.layout is not torch.strided or x.is_neg():
+        if (type(x) is not plain and type(x) is not torch.nn.Parameter) or x.layout is not strided or x.is_neg():
             return "not plain memory"
     # A tangent would be lost.
     return "forward-mode differentiation" if torch.autograd.forward_ad._current_level >= 0 else None
@@ -281,9 +282,13 @@ def why_not_numba_binary_cross_entropy(
     logits: Any, target: Any, /, *, weight: Any = None, pos_weight: Any = None, **options: Any
 ) -> str | None:
     """The kernel has a gradient with respect to the logits."""
-    others = [array for array in (target, weight, pos_weight) if array is not None]
-    reason = _why_not_memory(logits, *others)
-    if reason is None and sys.modules["torch"].is_grad_enabled() and any(array.requires_grad for array in others):
+    reason = _why_not_memory(logits, target)
+    asks_gradient = target.requires_grad
+    for array in (weight, pos_weight) if reason is None else ():
+        if array is not None:
+            reason = reason or _why_not_memory(array)
+            asks_gradient = asks_gradient or array.requires_grad
+    if reason is None and asks_gradient and sys.modules["torch"].is_grad_enabled():
         return "the kernel has no gradient with respect to the target or the weights"
     return reason
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from portable_ops_backends.cpu.compiling import compiled
 from portable_ops_backends.cpu.cross_entropy import LOSS, WEIGHT, add_to, reduced
 from portable_ops_backends.cpu.halves import as_number, as_stored
 from portable_ops_backends.cpu.labels import comparable
-from portable_ops_backends.cpu.layout import Array, memory_order, readonly, reordered
+from portable_ops_backends.cpu.layout import Array, flattened, memory_order, readonly, reordered
 from portable_ops_backends.cpu.threads import parts_of, run_in_parts
 
 SMALLEST_PART = 2**18
@@ -129,7 +130,7 @@ class Problem(NamedTuple):
         return self.weight.dtype
 
 
-_ONE = {np.dtype(real): readonly(np.ones(1, real)) for real in (np.float32, np.float64)}
+_ZERO, _ONE = ({np.dtype(real): readonly(np.full(1, one, real)) for real in (np.float32, np.float64)} for one in (0, 1))
 
 
 def problem(
@@ -142,8 +143,9 @@ def problem(
 ) -> tuple[Problem, tuple[int, ...]]:
     """The problem, and the order of axes in which it has the elements. Halves may come as their bits, if not as weights."""
     order = memory_order(logits)
-    x, t = logits.transpose(order).reshape(-1), target.transpose(order).reshape(-1)
-    real = np.dtype(np.float32) if logits.dtype.itemsize == 2 else logits.dtype
+    x, t = flattened(logits, order), flattened(target, order)
+    dtype = x.dtype
+    real = np.dtype(np.float32) if dtype.itemsize == 2 else dtype
 
     def factors(given: Array | None) -> Array:
         if given is None:
@@ -152,19 +154,17 @@ def problem(
             return readonly(np.full(1, given.reshape(()), real))
         return readonly(np.ascontiguousarray(np.broadcast_to(given, logits.shape).transpose(order), real).reshape(-1))
 
-    if x.dtype.itemsize == 2:
-        x = x.view(np.uint16)
-    t = t.view(np.uint16) if t.dtype == np.float16 else comparable(t)
+    if t.dtype != real:
+        t = readonly(t.view(np.uint16) if t.dtype == np.float16 else comparable(t))
     if ignore_index is not None and not -(2**63) <= ignore_index < 2**64:
         ignore_index = None  # beyond every integer dtype: it equals nothing
-    ignored = readonly(np.asarray([0 if ignore_index is None else ignore_index], real))
     return (
         Problem(
-            readonly(x),
-            readonly(t),
+            x.view(np.uint16) if real is not dtype else x,
+            t,
             factors(weight),
             factors(pos_weight),
-            ignored,
+            _ZERO[real] if ignore_index is None else readonly(np.asarray([ignore_index], real)),
             ignore_index is not None,
             bfloat,
         ),
@@ -172,18 +172,24 @@ def problem(
     )
 
 
-def solve(given: Problem, losses: Array, slopes: Array) -> Array:
+def solve(given: Problem, losses: Array, slopes: Array) -> Sequence[float]:
     """The sums over all elements; `losses` and `slopes` take each element's own, unless they are empty.
 
     Slopes are the derivatives of each element's loss, in the dtype to compute in.
     """
-    sums = np.zeros((parts_of(given.logits.size, SMALLEST_PART), 2, 3))
+    size = given.logits.size
+    if size < 2 * SMALLEST_PART:  # one part, quickly
+        sums = np.zeros((2, 3))
+        _sum(*given, losses, slopes, sums, 0, size)
+        (one, two) = sums.tolist()
+        return [one[i] + two[i] for i in range(3)]
+    sums = np.zeros((parts_of(size, SMALLEST_PART), 2, 3))
 
     def work(part: int, start: int, stop: int) -> None:
         _sum(*given, losses, slopes, sums[part], start, stop)
 
-    run_in_parts(work, given.logits.size, SMALLEST_PART)
-    result: Array = sums.reshape(-1, 3).sum(axis=0)
+    run_in_parts(work, size, SMALLEST_PART)
+    result: Sequence[float] = sums.reshape(-1, 3).sum(axis=0)
     return result
 
 

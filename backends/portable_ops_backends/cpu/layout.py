@@ -20,11 +20,16 @@ def memory_order(*arrays: Array) -> tuple[int, ...]:
     return tuple(sorted(range(first.ndim), key=lambda axis: -abs(first.strides[axis])))
 
 
+def flattened(x: Array, order: tuple[int, ...]) -> Array:
+    """The elements in a row, by an order of axes: a read-only view, or a copy of what is not contiguous in that order."""
+    flat = (x if order == tuple(range(x.ndim)) else x.transpose(order)).reshape(-1)
+    flat.flags.writeable = False  # as `readonly`: this view is nobody else's
+    return flat
+
+
 def reordered(x: Array, order: tuple[int, ...]) -> Array:
     """An array whose axes are in a given order, with its axes in their own."""
-    if all(axis == place for place, axis in enumerate(order)):
-        return x
-    return x.transpose(np.argsort(order))
+    return x if order == tuple(range(x.ndim)) else x.transpose(np.argsort(order))
 
 
 def split_at(shape: tuple[int, ...], axis: int) -> tuple[int, int, int]:

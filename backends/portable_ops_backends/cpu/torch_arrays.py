@@ -16,7 +16,8 @@ Array = np.ndarray[Any, Any]
 
 def as_array(x: Tensor) -> Array:
     """The same memory; bfloat16, which NumPy lacks, as its bits."""
-    x = x.detach()
+    if x.requires_grad:
+        x = x.detach()
     return x.view(torch.int16).numpy().view(np.uint16) if x.dtype == torch.bfloat16 else x.numpy()
 
 

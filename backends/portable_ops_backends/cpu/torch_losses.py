@@ -128,12 +128,12 @@ def binary_cross_entropy(
     eps: None = None,
 ) -> Tensor:
     """See `portable_ops.binary_cross_entropy`."""
-    given = logits, target, weight, pos_weight, ignore_index, reduction
+    others = target, weight, pos_weight, ignore_index, reduction
     with AtMost(torch.get_num_threads()):
-        if torch.is_grad_enabled() and logits.requires_grad:
-            loss: Tensor = _BinaryCrossEntropy.apply(*given)  # type: ignore[no-untyped-call]
+        if logits.requires_grad and torch.is_grad_enabled():
+            loss: Tensor = _BinaryCrossEntropy.apply(logits, others)  # type: ignore[no-untyped-call]
             return loss
-        return _binary_losses(*given).loss
+        return _binary_losses(logits, *others).loss
 
 
 class _BinaryLosses(NamedTuple):
@@ -141,7 +141,7 @@ class _BinaryLosses(NamedTuple):
 
     loss: Tensor
     divisor: float
-    slopes: Tensor | None
+    slopes: Array | None
 
 
 def _binary_losses(
@@ -153,47 +153,51 @@ def _binary_losses(
     reduction: str,
     with_slopes: bool = False,
 ) -> _BinaryLosses:
-    real = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    of_all, of_positive = (None if one is None else one.detach().to(real).numpy() for one in (weight, pos_weight))
+    dtype = logits.dtype
     scores = as_array(logits)
     given, order = binary.problem(
-        scores, as_array(target), of_all, of_positive, ignore_index, logits.dtype == torch.bfloat16
+        scores,
+        as_array(target),
+        None if weight is None else _in_full(weight, dtype),
+        None if pos_weight is None else _in_full(pos_weight, dtype),
+        ignore_index,
+        dtype == torch.bfloat16,
     )
+    slopes = np.empty(scores.size if with_slopes else 0, given.weight.dtype)
+    losses = np.empty(scores.size if reduction == "none" else 0, given.logits.dtype)
+    sums = binary.solve(given, losses, slopes)
     shape = [logits.shape[one] for one in order]
-    losses = np.empty(shape if reduction == "none" else 0, given.logits.dtype)
-    made = np.empty(shape if with_slopes else 0, given.real)
-    sums = binary.solve(given, losses.reshape(-1), made.reshape(-1))
-    slopes = torch.from_numpy(reordered(made, order)) if with_slopes else None
+    made = reordered(slopes.reshape(shape), order) if with_slopes else None
     if reduction == "none":
-        return _BinaryLosses(as_tensor(reordered(losses, order).view(scores.dtype), logits.dtype), 1.0, slopes)
-    loss = torch.scalar_tensor(reduced(sums, reduction), dtype=logits.dtype)
-    return _BinaryLosses(loss, float(sums[WEIGHT]) if reduction == "mean" else 1.0, slopes)
+        return _BinaryLosses(as_tensor(reordered(losses.reshape(shape), order).view(scores.dtype), dtype), 1.0, made)
+    loss = torch.scalar_tensor(reduced(sums, reduction), dtype=dtype)
+    return _BinaryLosses(loss, sums[WEIGHT] if reduction == "mean" else 1.0, made)
+
+
+def _in_full(factors: Tensor, dtype: torch.dtype) -> Array:
+    """Factors as the kernels have them, which compute halves in float32."""
+    array: Array = factors.detach().to(torch.float64 if dtype == torch.float64 else torch.float32).numpy()
+    return array
 
 
 class _BinaryCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        logits: Tensor,
-        target: Tensor,
-        weight: Tensor | None,
-        pos_weight: Tensor | None,
-        ignore_index: int | None,
-        reduction: str,
+        ctx: Any, logits: Tensor, others: tuple[Tensor, Tensor | None, Tensor | None, int | None, str]
     ) -> Tensor:
         # Losses and slopes have their exponential in common: both together take little longer than one of them.
-        made = _binary_losses(logits, target, weight, pos_weight, ignore_index, reduction, with_slopes=True)
+        made = _binary_losses(logits, *others, with_slopes=True)
+        target, weight, pos_weight, ignore_index, reduction = others
         ctx.save_for_backward(logits, target, weight, pos_weight)
-        ctx.options, ctx.divisor, ctx.slopes = (ignore_index, reduction), made.divisor, [made.slopes]
+        ctx.made = ignore_index, reduction, made.divisor, [made.slopes]
         return made.loss
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        logits, target, weight, pos_weight = ctx.saved_tensors
-        ignore_index, reduction = ctx.options
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
+        ignore_index, reduction, divisor, kept = ctx.made
         (up,) = upstream
-        rest = (None,) * 5
         if torch.is_grad_enabled():  # a gradient of the gradient was asked for: that of the definition has one
+            logits, target, weight, pos_weight = ctx.saved_tensors
             with standard_only():
                 loss = po.binary_cross_entropy(
                     logits,
@@ -203,22 +207,18 @@ class _BinaryCrossEntropy(torch.autograd.Function):
                     ignore_index=ignore_index,
                     reduction=reduction,
                 )
-            return (*torch.autograd.grad(loss, logits, up, create_graph=True), *rest)
+            return (*torch.autograd.grad(loss, logits, up, create_graph=True), None)
         try:
-            slopes = ctx.slopes.pop()  # the gradient takes their place
+            slopes = kept.pop()  # the gradient takes their place
         except IndexError:  # it was asked for before, and the graph kept
             with AtMost(torch.get_num_threads()):
-                slopes = _binary_losses(
-                    logits, target, weight, pos_weight, ignore_index, reduction, with_slopes=True
-                ).slopes
-        factor: Any = up if reduction == "none" else up.item() / ctx.divisor if ctx.divisor else 0.0
+                slopes = _binary_losses(*ctx.saved_tensors, ignore_index, reduction, with_slopes=True).slopes
+        factor: Any = up if reduction == "none" else up.item() / divisor if divisor else 0.0
         if ignore_index is not None and (reduction == "none" or not math.isfinite(factor)):
-            made = torch.where(
-                slopes == 0, slopes, slopes * factor
-            )  # what is ignored has no gradient, whatever arrives
-        elif reduction != "none" and slopes.numel() < binary.SMALLEST_PART:  # not worth waking up torch's threads
-            np.multiply(slopes.numpy(), factor, out=slopes.numpy())
-            made = slopes
+            made = torch.from_numpy(slopes)  # what is ignored has no gradient, whatever arrives
+            made = torch.where(made == 0, made, made * factor)
+        elif reduction != "none" and slopes.size < binary.SMALLEST_PART:  # not worth waking up torch's threads
+            made = torch.from_numpy(np.multiply(slopes, factor, out=slopes))
         else:
-            made = slopes.mul_(factor)
-        return made.to(logits.dtype), *rest
+            made = torch.from_numpy(slopes).mul_(factor)
+        return made if made.dtype == up.dtype else made.to(up.dtype), None
