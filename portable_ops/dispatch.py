@@ -119,21 +119,10 @@ def operation(
                 route, arrays, options = join(op, arrays, options)
                 key = None
             check(route.xp, *arrays, **options)
+            serves = _serving(op, route, arrays, options)
             if key is not None and _may_be_kept(arrays, options):
                 remember(route, key, _plan(op, route, arrays, options))
-            backend = route.backend
-            if not (_was_used and _mode.standard_only):
-                traced = route.is_traced is not None and route.is_traced()
-                for kernel in backend.kernels.get(name, ()):
-                    if (traced and not kernel.traceable) or (
-                        kernel.smallest and backend.size_of(arrays[0]) < kernel.smallest
-                    ):
-                        continue
-                    if kernel.why_declined(*arrays, **options) is None:
-                        return (KERNELS.get(kernel.function) or load_kernel(kernel.function))(*arrays, **options)
-            if not route.has_adapter:
-                return _defined_for_stranger(op, route, arrays, options)
-            return definition(route.xp, *arrays, **options)
+            return serves(*arrays, **options)
 
         call = written(name, op.signature, keywords, in_full, globals())
         function = functools.wraps(definition)(cast("Callable[P, R]", call))
@@ -156,16 +145,34 @@ def composed(base: Callable[..., Any]) -> Callable[[Callable[P, R]], Callable[P,
     return decorate
 
 
-def _defined_for_stranger(op: Operation, route: Route, arrays: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """What the definition makes of the arrays of a library without an adapter, which may lack a part of the standard."""
-    try:
-        return op.definition(route.xp, *arrays, **options)
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise TypeError(
-            f"{op.name}: {route.backend.name} arrays cannot do what the definition asks of them ({reason}); "
-            "expected arrays of a library with the whole array API standard, or with a portable_ops backend"
-        ) from error
+def _serving(op: Operation, route: Route, arrays: tuple[Any, ...], options: dict[str, Any]) -> Callable[..., Any]:
+    """The first kernel that serves, loaded, else the definition."""
+    if not (_was_used and _mode.standard_only):
+        traced = route.is_traced is not None and route.is_traced()
+        for kernel in route.backend.kernels.get(op.name, ()):
+            if (traced and not kernel.traceable) or (
+                kernel.smallest and route.backend.size_of(arrays[0]) < kernel.smallest
+            ):
+                continue
+            if kernel.why_declined(*arrays, **options) is None:
+                return KERNELS.get(kernel.function) or load_kernel(kernel.function)
+    return functools.partial(op.definition if route.has_adapter else _defined_for_stranger(op, route), route.xp)
+
+
+def _defined_for_stranger(op: Operation, route: Route) -> Callable[..., Any]:
+    """The definition, for the arrays of a library without an adapter, which may lack a part of the standard."""
+
+    def defined(xp: Namespace, *arrays: Any, **options: Any) -> Any:
+        try:
+            return op.definition(xp, *arrays, **options)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise TypeError(
+                f"{op.name}: {route.backend.name} arrays cannot do what the definition asks of them ({reason}); "
+                "expected arrays of a library with the whole array API standard, or with a portable_ops backend"
+            ) from error
+
+    return defined
 
 
 def _no_check(*args: Any, **kwargs: Any) -> None: ...
@@ -225,9 +232,10 @@ def _plan(op: Operation, route: Route, arrays: tuple[Any, ...], options: dict[st
             continue
         if kernel.why_never is not None and kernel.why_never(*arrays, **options) is not None:
             continue
+        loaded = KERNELS.get(kernel.function)
         if kernel.why_not is always:
-            return tuple(asked), bound(KERNELS.get(kernel.function) or load_kernel(kernel.function))
-        asked.append((bound(kernel.why_not), bound(_loaded_late(kernel))))
+            return tuple(asked), bound(loaded or load_kernel(kernel.function))
+        asked.append((bound(kernel.why_not), bound(loaded or _loaded_late(kernel))))
     return tuple(asked), bound(op.definition, route.xp)
 
 

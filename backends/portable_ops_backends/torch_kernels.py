@@ -9,7 +9,6 @@ from functools import lru_cache
 from typing import Any
 
 from portable_ops.backend import Kernel, always
-from portable_ops.checks import normalized_axes
 from portable_ops.precision import LONGEST_IN_PAIRS
 from portable_ops.routes import kind_of
 from portable_ops_backends.cpu import availability
@@ -22,7 +21,7 @@ LONGEST_SUM = 2**9
 MOST_PIECES = 8
 """In how many pieces of memory numbers may lie that torch is given to add: sums of pieces it adds one after the other."""
 
-SMALLEST_DICE_GRADIENT = 2**18
+SMALLEST_DICE_GRADIENT = 2**16
 """Elements from which on the gradient of the kernel makes up for what a `torch.autograd.Function` in Python costs."""
 
 SMALLEST_ROWS = 2**23
@@ -145,36 +144,38 @@ def why_never_focal_loss(
     return why_never_elementwise(logits) if logits.numel() else "size 0"
 
 
-def why_never_dice(pred: Any, target: Any, /, **options: Any) -> str | None:
-    """Sums in the dtype of both."""
+def why_never_dice(pred: Any, target: Any, /, *, axis: Any = None, **options: Any) -> str | None:
+    """Sums in the dtype of both, as many as torch adds without loss where the elements lie side by side."""
     if kind_of(pred) == "half" or target.dtype != pred.dtype:
         return "halves, or another dtype than that of pred, are converted first"
-    return why_never_elementwise(pred)
+    steps = tuple(math.prod(pred.shape[place + 1 :]) for place in range(pred.ndim))
+    return why_never_elementwise(pred) or _why_not_added(tuple(pred.shape), steps, axis)
 
 
 def why_not_dice(pred: Any, target: Any, /, *, axis: Any = None, **options: Any) -> str | None:
     """Whether something is empty is looked at."""
     reason = why_not_at_hand(pred, target)
-    if reason is not None:
-        return reason
-    axes = normalized_axes(axis, pred)
     for x in (pred, target):
-        count, pieces = _pieces(x.shape, x.stride(), axes)
-        if count > LONGEST_SUM and (pieces > MOST_PIECES or count > LONGEST_IN_PAIRS):
-            return f"torch loses digits in a sum of {count} numbers in {pieces} pieces of memory"
-    return None
+        if not x.is_contiguous():
+            reason = reason or _why_not_added(x.shape, x.stride(), axis)
+    return reason
 
 
 @lru_cache(2**12)
-def _pieces(shape: tuple[int, ...], strides: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, int]:
-    """How many numbers are added up, and in how many pieces of memory they lie."""
+def _why_not_added(shape: tuple[int, ...], strides: tuple[int, ...], axis: Any) -> str | None:
+    """Whether torch loses digits in the sum of an array along axes, by how many of its elements lie side by side."""
+    given = range(len(shape)) if axis is None else axis if type(axis) is tuple else (axis,)
+    axes = [one % len(shape) for one in given]
     count, size = math.prod([shape[one] for one in axes]), 1
     for one in sorted(range(len(shape)), key=strides.__getitem__):
         if shape[one] != 1:
             if one not in axes or strides[one] != size:
                 break
             size *= shape[one]
-    return count, count // max(size, 1)
+    pieces = count // max(size, 1)
+    if count > LONGEST_SUM and (pieces > MOST_PIECES or count > LONGEST_IN_PAIRS):
+        return f"torch loses digits in a sum of {count} numbers in {pieces} pieces of memory"
+    return None
 
 
 def why_never_attention(query: Any, key: Any, value: Any, /, *, dropout_p: float = 0.0, **options: Any) -> str | None:
@@ -293,13 +294,16 @@ def why_not_numba_binary_cross_entropy(
     return reason
 
 
+_NO_DICE_GRADIENT = f"torch is faster with gradients of fewer than {SMALLEST_DICE_GRADIENT} elements"
+
+
 def why_not_numba_dice(
     pred: Any, target: Any, /, *, axis: Any = None, smooth: float = 0.0, absent: float = 1.0
 ) -> str | None:
     """Host kernels read memory."""
     asks_gradient = (pred.requires_grad or target.requires_grad) and sys.modules["torch"].is_grad_enabled()
     if asks_gradient and pred.numel() < SMALLEST_DICE_GRADIENT:
-        return f"torch is faster with gradients of fewer than {SMALLEST_DICE_GRADIENT} elements"
+        return _NO_DICE_GRADIENT
     reason = _why_not_memory(pred, target)
     return availability.why_not_scattered_dice(pred, target, axis=axis) if reason is None else reason
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import array_api_compat.numpy as xp
@@ -222,7 +223,7 @@ def cross_entropy(
     return np.asarray(reduced(sums, reduction), dtype=logits.dtype)
 
 
-def reduced(sums: Array, reduction: str) -> float:
+def reduced(sums: Sequence[float] | Array, reduction: str) -> float:
     """The sum or the mean; the mean of nothing is nan."""
     total, weight = float(sums[LOSS]), float(sums[WEIGHT])
     return total if reduction == "sum" else total / weight if weight else float("nan")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,7 +12,7 @@ from portable_ops.checks import Axis, normalized_axes
 from portable_ops_backends.cpu.arithmetic import FUSED, LONGEST_SUM, REORDERED, two_sum
 from portable_ops_backends.cpu.compiling import compiled
 from portable_ops_backends.cpu.halves import as_number
-from portable_ops_backends.cpu.layout import Array, memory_order, readonly, reordered
+from portable_ops_backends.cpu.layout import Array, memory_order, reordered
 from portable_ops_backends.cpu.threads import run_in_parts
 
 SMALLEST_PART = 2**20
@@ -90,36 +92,70 @@ def _write_slopes_of_scores(sums: Array, upstream: Array, smooth: float, slopes:
         slopes[1, i] = 2 * arriving
 
 
-def _rows(x: Array, axes: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...], int]:
-    """The order of axes in memory, those of rows, and how long rows are: the innermost axes, as far as all are summed over."""
-    order = memory_order(x)
-    count, n = x.ndim, 1
+class _Rows(NamedTuple):
+    """How sums of an array of some shape along some axes are made of sums of rows, which are the innermost axes.
+
+    Attributes
+    ----------
+    order : tuple of int
+        The axes as they are in memory.
+    outer : tuple of int
+        Those of which there is a row for each place.
+    length, pieces : int
+        Elements of a row, and the pieces of which its sum is made.
+    shape : tuple of int
+        Of the rows' sums: the sizes of `outer`.
+    is_result : bool
+        Whether the sums of rows are what is asked for, so that nothing is left to be added or moved.
+    """
+
+    order: tuple[int, ...]
+    outer: tuple[int, ...]
+    length: int
+    pieces: int
+    shape: tuple[int, ...]
+    is_result: bool
+
+
+@lru_cache(2**12)
+def _rows(shape: tuple[int, ...], order: tuple[int, ...], axes: tuple[int, ...]) -> _Rows:
+    """Rows are as long as all their axes are summed over."""
+    count, n = len(shape), 1
     while count and order[count - 1] in axes:
         count -= 1
-        n *= x.shape[order[count]]
-    return order, tuple([axis for axis in order[:count] if x.shape[axis] != 1 or axis not in axes]), n
+        n *= shape[order[count]]
+    outer = tuple([axis for axis in order[:count] if shape[axis] != 1 or axis not in axes])
+    is_result = outer == tuple([axis for axis in range(len(shape)) if axis not in axes])
+    return _Rows(order, outer, n, -(-n // PIECE), tuple([shape[axis] for axis in outer]), is_result)
 
 
-def _as_rows(x: Array, order: tuple[int, ...], n: int) -> Array:
-    return readonly(_plain(x.transpose(order).reshape(-1, n)))
+def _as_rows(x: Array, rows: _Rows) -> Array:
+    x = _plain(x if rows.order == tuple(range(x.ndim)) else x.transpose(rows.order)).reshape(-1, rows.length)
+    x.flags.writeable = False  # this view is nobody else's: see `layout.readonly`
+    return x
+
+
+def _in_parts(work: Callable[[int, int, int], None], count: int, rows: _Rows) -> None:
+    run_in_parts(work, count * rows.pieces, max(1, SMALLEST_PART // max(1, min(rows.length, PIECE))))
 
 
 def dice_sums(pred: Array, target: Array, axes: tuple[int, ...], bfloat: bool = False) -> Array:
     """The overlap of two masks and the sum of both, along a last axis, in float64. Halves may come as their bits."""
-    order, outer, n = _rows(pred, axes)
-    p, t = _as_rows(pred, order, n), _as_rows(target, order, n)
+    rows = _rows(pred.shape, memory_order(pred), axes)
+    p, t = _as_rows(pred, rows), _as_rows(target, rows)
     real = np.empty(0, working_dtype(pred, bfloat))
-    pieces = -(-n // PIECE)
-    sums = np.zeros((p.shape[0], pieces, 2))
+    sums = np.zeros((p.shape[0], rows.pieces, 2))
 
     def work(part: int, start: int, stop: int) -> None:
         _all_sums(p, t, bfloat, real, PIECE, sums, start, stop)
 
-    run_in_parts(work, p.shape[0] * pieces, max(1, SMALLEST_PART // min(n, PIECE)))
+    _in_parts(work, p.shape[0], rows)
+    if rows.pieces == 1 and rows.is_result:
+        return sums.reshape(*rows.shape, 2)
     # The sums over pieces and other axes are of few numbers.
+    outer = rows.outer
     places = [place for place, axis in enumerate(outer) if axis in axes]
-    left = sums.reshape([*[pred.shape[axis] for axis in outer], pieces, 2])
-    left = left.sum(axis=(*places, len(outer))) if places or pieces != 1 else left[..., 0, :]
+    left = sums.reshape([*rows.shape, rows.pieces, 2]).sum(axis=(*places, len(outer)))
     kept = [axis for axis in outer if axis not in axes]
     return left if kept == sorted(kept) else left.transpose(*np.argsort(kept), len(kept))
 
@@ -132,43 +168,49 @@ def dice_scores(sums: Array, smooth: float, absent: float, dtype: Any) -> Array:
 
 
 def slopes_of_scores(sums: Array, upstream: Array, smooth: float) -> Array:
-    """For `dice_slopes`, from `dice_sums` and the gradient that arrives, float64, of the shape of the scores."""
+    """For `dice_slopes`, from `dice_sums` and the gradient that arrives, of the shape of the scores."""
     slopes = np.empty((2, upstream.size))
-    flat = np.array(upstream).reshape(-1)  # a copy, as what arrives may be read-only
+    flat = np.array(upstream, np.float64).reshape(-1)  # a copy, as what arrives may be read-only
     _write_slopes_of_scores(np.ascontiguousarray(sums).reshape(-1, 2), flat, float(smooth), slopes)
     return slopes
 
 
 def dice_slopes(other: Array, axes: tuple[int, ...], slopes: Array, real: Any, bfloat: bool = False) -> Array:
     """``slopes[0] + slopes[1] * other`` in the dtype `real`; slopes are of what is left of the axes, as sums are."""
-    order, outer, n = _rows(other, axes)
-    t = _as_rows(other, order, n)
-    kept = slopes.reshape(2, *(1 if axis in axes else size for axis, size in enumerate(other.shape)))
-    kept = kept.transpose(0, *(1 + axis for axis in order)).reshape(2, *(kept.shape[1 + axis] for axis in outer))
-    of_rows = np.empty((2, *(other.shape[axis] for axis in outer)))
-    of_rows[...] = kept
-    made = np.empty([other.shape[axis] for axis in order], real)
-    flat, out = of_rows.reshape(2, -1), made.reshape(t.shape)
+    shape = other.shape
+    rows = _rows(shape, memory_order(other), axes)
+    t = _as_rows(other, rows)
+    if not rows.is_result:
+        kept = slopes.reshape(2, *(1 if axis in axes else size for axis, size in enumerate(shape)))
+        kept = kept.transpose(0, *(1 + axis for axis in rows.order))
+        of_rows = np.empty((2, *rows.shape))
+        of_rows[...] = kept.reshape(2, *(1 if axis in axes else shape[axis] for axis in rows.outer))
+        slopes = of_rows.reshape(2, -1)
+    made = np.empty([shape[axis] for axis in rows.order], real)
+    out = made.reshape(t.shape)
 
     def work(part: int, start: int, stop: int) -> None:
-        _write_slopes(t, bfloat, flat, out, PIECE, start, stop)
+        _write_slopes(t, bfloat, slopes, out, PIECE, start, stop)
 
-    run_in_parts(work, t.shape[0] * -(-n // PIECE), max(1, SMALLEST_PART // min(n, PIECE)))
-    return reordered(made, order)
+    _in_parts(work, t.shape[0], rows)
+    return reordered(made, rows.order)
 
 
 def working_dtype(x: Array, bfloat: bool) -> Any:
     """The dtype to compute in, as `portable_ops.precision.working` has it."""
-    if bfloat or x.dtype == np.float16:
+    dtype = x.dtype
+    if bfloat or (dtype.kind == "f" and dtype.itemsize == 2):
         return np.float32
-    return x.dtype if x.dtype.kind == "f" else np.float64
+    return dtype if dtype.kind == "f" else np.float64
 
 
 def _plain(x: Array) -> Array:
     """Numbers of types that Numba has."""
-    if x.dtype == np.bool_:
-        return x.view(np.uint8)
-    return x.view(np.uint16) if x.dtype == np.float16 else x
+    held = _HELD_AS.get(x.dtype.char)
+    return x if held is None else x.view(held)
+
+
+_HELD_AS = {np.dtype(np.bool_).char: np.uint8, np.dtype(np.float16).char: np.uint16}
 
 
 def dice_coefficient(

@@ -77,7 +77,7 @@ def run_in_parts(
     than a share each: some are held up, by torch's own threads, which stay busy for a while after a call, or by another
     process. The caller takes parts as well. Returns the number of parts.
     """
-    parts = parts_of(size, smallest, for_each)
+    parts = 1 if size < 2 * smallest else parts_of(size, smallest, for_each)
     if parts == 1:
         work(0, 0, size)
         return parts

@@ -22,7 +22,7 @@ def dice_coefficient(
     """See `portable_ops.dice_coefficient`."""
     axes = normalized_axes(axis, pred)
     if torch.is_grad_enabled() and (pred.requires_grad or target.requires_grad):
-        score: Tensor = _Dice.apply(pred, target, axes, smooth, absent)  # type: ignore[no-untyped-call]
+        score: Tensor = _Dice.apply(pred, target, (axes, smooth, absent))  # type: ignore[no-untyped-call]
         return score
     return _scores(pred, _sums(pred, target, axes), smooth, absent)
 
@@ -41,32 +41,37 @@ def _scores(pred: Tensor, sums: Array, smooth: float, absent: float) -> Tensor:
 
 class _Dice(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, pred: Tensor, target: Tensor, axes: tuple[int, ...], smooth: float, absent: float) -> Tensor:
+    def forward(ctx: Any, pred: Tensor, target: Tensor, options: tuple[tuple[int, ...], float, float]) -> Tensor:
+        axes, smooth, absent = options
+        sums = _sums(pred, target, axes)
         ctx.save_for_backward(pred, target)
-        ctx.options, ctx.sums = (axes, smooth, absent), _sums(pred, target, axes)
-        return _scores(pred, ctx.sums, smooth, absent)
+        ctx.made = options, sums
+        return _scores(pred, sums, smooth, absent)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         pred, target = ctx.saved_tensors
-        axes, smooth, absent = ctx.options
-        asked = ctx.needs_input_grad[:2]
+        (axes, smooth, absent), sums = ctx.made
+        of_pred, of_target = ctx.needs_input_grad[:2]
         (up,) = upstream
         if torch.is_grad_enabled():  # a gradient of the gradient was asked for: that of the definition has one
             with standard_only():
                 score = po.dice_coefficient(pred, target, axis=axes, smooth=smooth, absent=absent)
-            wanted = [x for x, one in zip((pred, target), asked, strict=True) if one]
+            wanted = [x for x, one in ((pred, of_pred), (target, of_target)) if one]
             found = iter(torch.autograd.grad(score, wanted, up, create_graph=True))
-            return (*(next(found) if one else None for one in asked), None, None, None)
-        slopes = slopes_of_scores(ctx.sums, up.double().numpy(), smooth)
-        both = (target, pred), (pred, target)
+            return next(found) if of_pred else None, next(found) if of_target else None, None
+        arriving = up.numpy() if up.dtype is torch.float32 else up.double().numpy()
+        slopes = slopes_of_scores(sums, arriving, smooth)
         with AtMost(torch.get_num_threads()):
-            made = (_gradient(*two, axes, slopes) if one else None for two, one in zip(both, asked, strict=True))
-            return (*made, None, None, None)
+            return (
+                _gradient(target, pred, axes, slopes) if of_pred else None,
+                _gradient(pred, target, axes, slopes) if of_target else None,
+                None,
+            )
 
 
 def _gradient(other: Tensor, x: Tensor, axes: tuple[int, ...], slopes: Array) -> Tensor:
     """Of the score with respect to `x`."""
     real = np.float64 if torch.float64 in (other.dtype, x.dtype) else np.float32
-    made = dice_slopes(as_array(other), axes, slopes, real, other.dtype == torch.bfloat16)
-    return torch.from_numpy(made).to(x.dtype)
+    made = torch.from_numpy(dice_slopes(as_array(other), axes, slopes, real, other.dtype is torch.bfloat16))
+    return made if made.dtype is x.dtype else made.to(x.dtype)

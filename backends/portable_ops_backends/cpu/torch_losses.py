@@ -133,7 +133,7 @@ def binary_cross_entropy(
         if logits.requires_grad and torch.is_grad_enabled():
             loss: Tensor = _BinaryCrossEntropy.apply(logits, others)  # type: ignore[no-untyped-call]
             return loss
-        return _binary_losses(logits, *others).loss
+        return _binary_losses(logits, *others, False).loss
 
 
 class _BinaryLosses(NamedTuple):
@@ -151,7 +151,7 @@ def _binary_losses(
     pos_weight: Tensor | None,
     ignore_index: int | None,
     reduction: str,
-    with_slopes: bool = False,
+    with_slopes: bool,
 ) -> _BinaryLosses:
     dtype = logits.dtype
     scores = as_array(logits)
@@ -186,7 +186,7 @@ class _BinaryCrossEntropy(torch.autograd.Function):
         ctx: Any, logits: Tensor, others: tuple[Tensor, Tensor | None, Tensor | None, int | None, str]
     ) -> Tensor:
         # Losses and slopes have their exponential in common: both together take little longer than one of them.
-        made = _binary_losses(logits, *others, with_slopes=True)
+        made = _binary_losses(logits, *others, True)
         target, weight, pos_weight, ignore_index, reduction = others
         ctx.save_for_backward(logits, target, weight, pos_weight)
         ctx.made = ignore_index, reduction, made.divisor, [made.slopes]
@@ -212,7 +212,8 @@ class _BinaryCrossEntropy(torch.autograd.Function):
             slopes = kept.pop()  # the gradient takes their place
         except IndexError:  # it was asked for before, and the graph kept
             with AtMost(torch.get_num_threads()):
-                slopes = _binary_losses(*ctx.saved_tensors, ignore_index, reduction, with_slopes=True).slopes
+                logits, target, weight, pos_weight = ctx.saved_tensors
+                slopes = _binary_losses(logits, target, weight, pos_weight, ignore_index, reduction, True).slopes
         factor: Any = up if reduction == "none" else up.item() / divisor if divisor else 0.0
         if ignore_index is not None and (reduction == "none" or not math.isfinite(factor)):
             made = torch.from_numpy(slopes)  # what is ignored has no gradient, whatever arrives
