@@ -153,10 +153,13 @@ def cross_entropy(
 
     wide = widened(xp, target)
     ignored = ignored_labels(xp, target, ignore_index)
+    valid = None
     if values_are_at_hand(target):
         require_in_range(xp, "target", target, num_classes, None if ignored is None else ~ignored)
-    valid = in_range(wide, num_classes)
-    index = xp.where(valid, wide, 0)
+        index = wide if ignored is None else xp.where(ignored, 0, wide)
+    else:
+        valid = in_range(wide, num_classes)
+        index = xp.where(valid, wide, 0)
     if from_logits and 0 not in z.shape:
         # Shifted first: far from zero, the difference of two logits is exact, that of logsumexp and a logit is not.
         z = z - shift_of(xp, z, axis)
@@ -174,8 +177,8 @@ def cross_entropy(
         if w is not None:
             per_class = per_class * along(xp, w, axis, z.ndim)
         loss = (1 - label_smoothing) * loss + label_smoothing * xp.mean(per_class, axis=axis)
-    # A label that could not be refused above is not lost silently: it makes the loss nan.
-    loss = xp.where(valid, loss, math.nan)
+    if valid is not None:  # a label that could not be refused above is not lost silently: it makes the loss nan
+        loss = xp.where(valid, loss, math.nan)
     if ignored is not None:
         loss = xp.where(ignored, 0.0, loss)
         kept = xp.astype(~ignored, loss.dtype)
