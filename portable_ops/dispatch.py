@@ -27,7 +27,7 @@ from portable_ops.routes import (
     Plan,
     Route,
     load_kernel,
-    meet,  # noqa: F401, named in the source that `written` makes
+    met,  # noqa: F401, named in the source that `written` makes
     remember,
 )
 

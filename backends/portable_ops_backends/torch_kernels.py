@@ -87,6 +87,24 @@ def why_never_cross_entropy(
     return _why_never_with_weight(logits, weight)
 
 
+def why_never_plain_cross_entropy(
+    logits: Any,
+    target: Any,
+    /,
+    *,
+    class_axis: int | None = None,
+    weight: Any = None,
+    ignore_index: int | None = None,
+    **options: Any,
+) -> str | None:
+    """What nothing need be done to."""
+    if class_axis is not None or weight is not None or ignore_index is not None:
+        return "options are given"
+    if kind_of(logits) == "half" or target.dtype != sys.modules["torch"].int64:
+        return "halves, or other labels than int64, are converted first"
+    return why_never_cross_entropy(logits, target, **options)
+
+
 def why_never_cross_entropy_of_probabilities(
     logits: Any, target: Any, /, *, weight: Any = None, from_logits: bool = True, **options: Any
 ) -> str | None:
@@ -399,6 +417,7 @@ kernels: Mapping[str, tuple[Kernel, ...]] = {
     ),
     "cross_entropy": (
         _numba("torch_losses", "cross_entropy", why_never_numba_cross_entropy, why_not_numba_cross_entropy),
+        _native_loss("plain_cross_entropy", why_never_plain_cross_entropy, why_not_raising),
         _native_loss("cross_entropy", why_never_cross_entropy, why_not_raising),
         _native("traced_cross_entropy", why_never_cross_entropy, module="torch_losses"),
         _native_loss("cross_entropy_of_probabilities", why_never_cross_entropy_of_probabilities, why_not_at_hand),

@@ -22,6 +22,16 @@ _INT64 = torch.int64
 _STRAIGHT = 40
 
 
+def plain_cross_entropy(
+    logits: Tensor, target: Tensor, /, *, label_smoothing: float = 0.0, reduction: str = "mean", **defaults: object
+) -> Tensor:
+    """See `portable_ops.cross_entropy`; of int64 class indices and what torch takes as it is."""
+    try:
+        return F.cross_entropy(logits, target, None, None, _NEVER, None, reduction, label_smoothing)
+    except (IndexError, RuntimeError):
+        return cross_entropy(logits, target, label_smoothing=label_smoothing, reduction=reduction)
+
+
 def cross_entropy(
     logits: Tensor,
     target: Tensor,
