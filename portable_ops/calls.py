@@ -18,7 +18,8 @@ def write(in_full, {defaults}):
     def {name}({parameters}):
         _known = _key = None
         _type = type({first})
-        _route = met(_type)
+        meet(_type)
+        _route = ROUTES.get(_type)
         if _route is not None and (_plans := _route.plans) is not None and {plain}:
             _traced = _route.is_traced
             if (_traced is None or not _traced()) and not (_was_used and _mode.standard_only):

@@ -27,7 +27,7 @@ from portable_ops.routes import (
     Plan,
     Route,
     load_kernel,
-    met,  # noqa: F401, named in the source that `written` makes
+    meet,  # noqa: F401, named in the source that `written` makes
     remember,
 )
 

@@ -93,18 +93,17 @@ def _find_route(cls: type, argument: str = "argument") -> Route | None:
     return None
 
 
-def met(cls: type) -> Route | None:
-    """The route of a type, found if it has not been met before; None for what has none, or is refused later, by name."""
-    route = ROUTES.get(cls)
-    if route is None:
+def meet(cls: type) -> None:
+    """Fill the tables for a type that has not been met before; one to be refused is refused later, by name."""
+    if cls not in ROUTES:
         with suppress(TypeError):
-            route = _find_route(cls)
-    return route
+            _find_route(cls)
 
 
 # torch.compile calls this at compile time, for good: importing and filling tables cannot be traced. The attribute is
-# what torch.compiler.assume_constant_result sets. Nothing that is guarded may be read before it.
-met._dynamo_marked_constant = True  # type: ignore[attr-defined]
+# what torch.compiler.assume_constant_result sets. Nothing that is guarded may be read before it, and it can return no route,
+# which would have to be guarded.
+meet._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 MOST_REMEMBERED = 2**12

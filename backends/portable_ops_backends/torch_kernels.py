@@ -162,20 +162,21 @@ def why_never_focal_loss(
     return why_never_elementwise(logits) if logits.numel() else "size 0"
 
 
-def why_never_dice(pred: Any, target: Any, /, *, axis: Any = None, **options: Any) -> str | None:
-    """Sums in the dtype of both, as many as torch adds without loss where the elements lie side by side."""
+def why_never_dice(pred: Any, target: Any, /, **options: Any) -> str | None:
+    """Sums in the dtype of both."""
     if kind_of(pred) == "half" or target.dtype != pred.dtype:
         return "halves, or another dtype than that of pred, are converted first"
-    steps = tuple(math.prod(pred.shape[place + 1 :]) for place in range(pred.ndim))
-    return why_never_elementwise(pred) or _why_not_added(tuple(pred.shape), steps, axis)
+    return why_never_elementwise(pred)
 
 
 def why_not_dice(pred: Any, target: Any, /, *, axis: Any = None, **options: Any) -> str | None:
     """Whether something is empty is looked at."""
     reason = why_not_at_hand(pred, target)
-    for x in (pred, target):
-        if not x.is_contiguous():
-            reason = reason or _why_not_added(x.shape, x.stride(), axis)
+    if reason is None:
+        shape, steps, others = pred.shape, pred.stride(), target.stride()
+        reason = _why_not_added(shape, steps, axis)
+        if reason is None and others != steps:
+            reason = _why_not_added(shape, others, axis)
     return reason
 
 

@@ -10,8 +10,10 @@ def is_concrete(*arrays: Any) -> bool:
     """Whether the values exist: not while compiling or tracing, under `torch.func`, or for meta and fake tensors."""
     torch = sys.modules["torch"]
     core = torch._C
+    if torch.compiler.is_compiling() or core._is_tracing():
+        return False
     # Under a dispatch mode, such as that of fake tensors, operations on real tensors need not give real results.
-    if core._is_tracing() or core._len_torch_dispatch_stack() or torch.compiler.is_compiling():
+    if core._len_torch_dispatch_stack():
         return False
     if core._functorch.peek_interpreter_stack() is not None and any(map(_is_wrapped, arrays)):
         return False
