@@ -232,7 +232,6 @@ def watched_kernels(backend: Backend, operation: str) -> Iterator[list[str]]:
 @contextmanager
 def kernels_of_any_size() -> Iterator[None]:
     """The Numba kernels serve arrays however small, in several threads."""
-    from portable_ops_backends import torch_kernels
     from portable_ops_backends.cpu import (
         availability,
         binary_cross_entropy,
@@ -241,14 +240,14 @@ def kernels_of_any_size() -> Iterator[None]:
         sigmoid,
         softmax,
         threads,
+        torch_availability,
     )
 
     with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
         for name in ("numpy", "torch"):
             if find_spec(name) is not None:
                 stack.enter_context(_all_large(registered_backends()[name]))
-        for name in ("SMALLEST_DICE_GRADIENT", "SMALLEST_ROWS"):
-            patch.setattr(torch_kernels, name, 1)
+        patch.setattr(torch_availability, "SMALLEST_ROWS", 1)
         patch.setattr(availability, "SMALLEST_ATTENTION", 1)
         patch.setattr(availability, "SHORTEST_SUM", 1)
         patch.setattr(threads, "worker_count", lambda: 3)

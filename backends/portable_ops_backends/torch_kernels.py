@@ -12,6 +12,7 @@ from portable_ops.backend import Kernel, always
 from portable_ops.precision import LONGEST_IN_PAIRS
 from portable_ops.routes import kind_of
 from portable_ops_backends.cpu import availability
+from portable_ops_backends.cpu import torch_availability as on_cpu
 from portable_ops_backends.cuda import availability as on_cuda
 from portable_ops_backends.torch_tensors import is_concrete, on_host
 
@@ -20,12 +21,6 @@ LONGEST_SUM = 2**9
 
 MOST_PIECES = 8
 """In how many pieces of memory numbers may lie that torch is given to add: sums of pieces it adds one after the other."""
-
-SMALLEST_DICE_GRADIENT = 2**16
-"""Elements from which on the gradient of the kernel makes up for what a `torch.autograd.Function` in Python costs."""
-
-SMALLEST_ROWS = 2**23
-"""Logits from which on the kernel for rows is faster than torch's cross-entropy."""
 
 
 def why_never_elementwise(x: Any, /) -> str | None:
@@ -270,91 +265,6 @@ def why_not_cuda(pred: Any, target: Any, /, *args: Any, **options: Any) -> str |
     return None if is_concrete(pred, target) else "traced: the kernel needs memory"
 
 
-def _why_not_memory(*tensors: Any) -> str | None:
-    """Reason why a host kernel cannot read the tensors' memory, or need not look at it."""
-    if not is_concrete(*tensors):
-        return "traced: host kernels need values"
-    torch = sys.modules["torch"]
-    plain, strided = torch.Tensor, torch.strided
-    for x in tensors:
-        if not x.is_cpu:
-            return "not on the host"
-        if (type(x) is not plain and type(x) is not torch.nn.Parameter) or x.layout is not strided or x.is_neg():
-            return "not plain memory"
-    # A tangent would be lost.
-    return "forward-mode differentiation" if torch.autograd.forward_ad._current_level >= 0 else None
-
-
-def why_not_without_gradient(x: Any, /, **options: Any) -> str | None:
-    """What a kernel without a gradient is asked."""
-    reason = _why_not_memory(x)
-    if reason is None and sys.modules["torch"].is_grad_enabled() and x.requires_grad:
-        return "gradients are asked for"
-    return reason
-
-
-def why_never_numba_sigmoid(x: Any, /) -> str | None:
-    """torch computes halves in float32 and rounds once, as the kernel does, with conversions of the CPU's own."""
-    return "torch is faster for halves" if kind_of(x) == "half" else availability.why_not_elementwise(x)
-
-
-def why_not_numba_binary_cross_entropy(
-    logits: Any, target: Any, /, *, weight: Any = None, pos_weight: Any = None, **options: Any
-) -> str | None:
-    """The kernel has a gradient with respect to the logits."""
-    reason = _why_not_memory(logits, target)
-    asks_gradient = target.requires_grad
-    for array in (weight, pos_weight) if reason is None else ():
-        if array is not None:
-            reason = reason or _why_not_memory(array)
-            asks_gradient = asks_gradient or array.requires_grad
-    if reason is None and asks_gradient and sys.modules["torch"].is_grad_enabled():
-        return "the kernel has no gradient with respect to the target or the weights"
-    return reason
-
-
-_NO_DICE_GRADIENT = f"torch is faster with gradients of fewer than {SMALLEST_DICE_GRADIENT} elements"
-
-
-def why_not_numba_dice(
-    pred: Any, target: Any, /, *, axis: Any = None, smooth: float = 0.0, absent: float = 1.0
-) -> str | None:
-    """Host kernels read memory."""
-    asks_gradient = (pred.requires_grad or target.requires_grad) and sys.modules["torch"].is_grad_enabled()
-    if asks_gradient and pred.numel() < SMALLEST_DICE_GRADIENT:
-        return _NO_DICE_GRADIENT
-    reason = _why_not_memory(pred, target)
-    return availability.why_not_scattered_dice(pred, target, axis=axis) if reason is None else reason
-
-
-def why_never_numba_cross_entropy(
-    logits: Any, target: Any, /, *, class_axis: int | None = None, **options: Any
-) -> str | None:
-    """torch's own is faster for rows that the caches hold."""
-    if _are_rows(logits, class_axis) and logits.numel() < SMALLEST_ROWS:
-        return f"torch is faster for rows of fewer than {SMALLEST_ROWS} elements in all"
-    return availability.why_not_cross_entropy(logits, target, class_axis=class_axis, **options)
-
-
-def _are_rows(logits: Any, class_axis: int | None) -> bool:
-    return class_axis in (-1, logits.ndim - 1) or (class_axis is None and logits.ndim < 3)
-
-
-def why_not_numba_cross_entropy(
-    logits: Any, target: Any, /, *, class_axis: int | None = None, weight: Any = None, **options: Any
-) -> str | None:
-    """The kernel has a gradient with respect to the logits of columns."""
-    reason = _why_not_memory(*((logits, target) if weight is None else (logits, target, weight)))
-    if reason is not None:
-        return reason
-    if sys.modules["torch"].is_grad_enabled():
-        if weight is not None and weight.requires_grad:
-            return "the kernel has no gradient with respect to the weights"
-        if logits.requires_grad and _are_rows(logits, class_axis):
-            return "the kernel has no gradient for rows"
-    return None
-
-
 Asked = Callable[..., str | None]
 
 
@@ -365,7 +275,7 @@ def _numba(module: str, function: str, why_never: Asked | None, why_not: Asked) 
 
 
 def _activation(function: str, numba: Asked, *own: Kernel) -> tuple[Kernel, ...]:
-    return (_numba("torch_activations", function, numba, why_not_without_gradient), *own)
+    return (_numba("torch_activations", function, numba, on_cpu.why_not_without_gradient), *own)
 
 
 def _native(
@@ -412,12 +322,17 @@ kernels: Mapping[str, tuple[Kernel, ...]] = {
         _native("logsumexp", why_never_logsumexp),
         _native("logsumexp_of_halves", why_never_logsumexp_of_halves),
     ),
-    "sigmoid": _activation("sigmoid", why_never_numba_sigmoid, _native("sigmoid", why_never_elementwise)),
+    "sigmoid": _activation("sigmoid", on_cpu.why_never_sigmoid, _native("sigmoid", why_never_elementwise)),
     "log_sigmoid": _activation(
         "log_sigmoid", availability.why_not_elementwise, _native("log_sigmoid", why_never_elementwise)
     ),
     "cross_entropy": (
-        _numba("torch_losses", "cross_entropy", why_never_numba_cross_entropy, why_not_numba_cross_entropy),
+        _numba(
+            "torch_losses",
+            "cross_entropy",
+            on_cpu.why_never_cross_entropy,
+            on_cpu.why_not_cross_entropy,
+        ),
         _native_loss("plain_cross_entropy", why_never_plain_cross_entropy, why_not_raising),
         _native_loss("cross_entropy", why_never_cross_entropy, why_not_raising),
         _native("traced_cross_entropy", why_never_cross_entropy, module="torch_losses"),
@@ -428,13 +343,13 @@ kernels: Mapping[str, tuple[Kernel, ...]] = {
             "torch_losses",
             "binary_cross_entropy",
             availability.why_not_binary_cross_entropy,
-            why_not_numba_binary_cross_entropy,
+            on_cpu.why_not_binary_cross_entropy,
         ),
         _native_loss("binary_cross_entropy", why_never_binary_cross_entropy, why_not_at_hand),
     ),
     "focal_loss": (_native_loss("focal_loss", why_never_focal_loss, why_not_raising),),
     "dice_coefficient": (
-        _numba("torch_dice", "dice_coefficient", availability.why_not_dice, why_not_numba_dice),
+        _numba("torch_dice", "dice_coefficient", availability.why_not_dice, on_cpu.why_not_dice),
         _native_loss("dice_coefficient", why_never_dice, why_not_dice),
     ),
     "scaled_dot_product_attention": (

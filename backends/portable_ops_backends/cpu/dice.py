@@ -101,8 +101,8 @@ class _Rows(NamedTuple):
         The axes as they are in memory.
     outer : tuple of int
         Those of which there is a row for each place.
-    length, pieces : int
-        Elements of a row, and the pieces of which its sum is made.
+    length : int
+        Elements of a row.
     shape : tuple of int
         Of the rows' sums: the sizes of `outer`.
     is_result : bool
@@ -112,7 +112,6 @@ class _Rows(NamedTuple):
     order: tuple[int, ...]
     outer: tuple[int, ...]
     length: int
-    pieces: int
     shape: tuple[int, ...]
     is_result: bool
 
@@ -126,7 +125,7 @@ def _rows(shape: tuple[int, ...], order: tuple[int, ...], axes: tuple[int, ...])
         n *= shape[order[count]]
     outer = tuple([axis for axis in order[:count] if shape[axis] != 1 or axis not in axes])
     is_result = outer == tuple([axis for axis in range(len(shape)) if axis not in axes])
-    return _Rows(order, outer, n, -(-n // PIECE), tuple([shape[axis] for axis in outer]), is_result)
+    return _Rows(order, outer, n, tuple([shape[axis] for axis in outer]), is_result)
 
 
 def _as_rows(x: Array, rows: _Rows) -> Array:
@@ -135,8 +134,8 @@ def _as_rows(x: Array, rows: _Rows) -> Array:
     return x
 
 
-def _in_parts(work: Callable[[int, int, int], None], count: int, rows: _Rows) -> None:
-    run_in_parts(work, count * rows.pieces, max(1, SMALLEST_PART // max(1, min(rows.length, PIECE))))
+def _in_parts(work: Callable[[int, int, int], None], pieces: int, rows: _Rows) -> None:
+    run_in_parts(work, pieces, max(1, SMALLEST_PART // max(1, min(rows.length, PIECE))))
 
 
 def dice_sums(pred: Array, target: Array, axes: tuple[int, ...], bfloat: bool = False) -> Array:
@@ -144,18 +143,19 @@ def dice_sums(pred: Array, target: Array, axes: tuple[int, ...], bfloat: bool = 
     rows = _rows(pred.shape, memory_order(pred), axes)
     p, t = _as_rows(pred, rows), _as_rows(target, rows)
     real = np.empty(0, working_dtype(pred, bfloat))
-    sums = np.zeros((p.shape[0], rows.pieces, 2))
+    pieces = -(-rows.length // PIECE)
+    sums = np.zeros((p.shape[0], pieces, 2))
 
     def work(part: int, start: int, stop: int) -> None:
         _all_sums(p, t, bfloat, real, PIECE, sums, start, stop)
 
-    _in_parts(work, p.shape[0], rows)
-    if rows.pieces == 1 and rows.is_result:
+    _in_parts(work, p.shape[0] * pieces, rows)
+    if pieces == 1 and rows.is_result:
         return sums.reshape(*rows.shape, 2)
     # The sums over pieces and other axes are of few numbers.
     outer = rows.outer
     places = [place for place, axis in enumerate(outer) if axis in axes]
-    left = sums.reshape([*rows.shape, rows.pieces, 2]).sum(axis=(*places, len(outer)))
+    left = sums.reshape([*rows.shape, pieces, 2]).sum(axis=(*places, len(outer)))
     kept = [axis for axis in outer if axis not in axes]
     return left if kept == sorted(kept) else left.transpose(*np.argsort(kept), len(kept))
 
@@ -192,7 +192,7 @@ def dice_slopes(other: Array, axes: tuple[int, ...], slopes: Array, real: Any, b
     def work(part: int, start: int, stop: int) -> None:
         _write_slopes(t, bfloat, slopes, out, PIECE, start, stop)
 
-    _in_parts(work, t.shape[0], rows)
+    _in_parts(work, t.shape[0] * -(-rows.length // PIECE), rows)
     return reordered(made, rows.order)
 
 
