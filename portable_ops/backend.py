@@ -43,9 +43,10 @@ class Kernel:
     name : str
         What `explain` and reports call it, such as ``"numba"``.
     function : str
-        ``"module:name"`` of a callable with the operation's own signature. It is imported when first used.
+        ``"module:name"`` of a callable with the operation's own signature. It is imported when first used. Options come by
+        name, and any of them may, whether or not the caller has named it.
     why_not : callable
-        Takes the call's arguments; returns None if the kernel serves this call, else the reason in a few words. It must
+        Takes the same arguments; returns None if the kernel serves this call, else the reason in a few words. It must
         be cheap: dispatch asks it on every call. Devices, gradients, strides, values and modes are its matter.
     why_never : callable or None
         The same, asked before, for what follows from types, dtypes, shapes and options alone: dispatch remembers it. Of

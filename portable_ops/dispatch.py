@@ -314,6 +314,8 @@ def explain(op: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Expla
         else:
             reason = kernel.why_declined(*arrays, **options)
         if reason is None:
-            return Explanation(name, route.backend.name, kernel.name, tuple(declined))
+            # Kernels of one name are steps of one: that the first was not enough is no matter.
+            others = tuple(pair for pair in declined if pair[0] != kernel.name)
+            return Explanation(name, route.backend.name, kernel.name, others)
         declined.append((kernel.name, reason))
     return Explanation(name, route.backend.name, "definition", tuple(declined))

@@ -28,6 +28,8 @@ def widened(xp: Namespace, labels: Array) -> Array:
 
     An unsigned label too large for the index dtype comes out negative, and names no class there either.
     """
+    if labels.dtype == xp.int64:  # asked first, as it is quick: wherever there is int64, it is the index dtype
+        return labels
     dtype = index_dtype(xp, labels)
     return labels if labels.dtype == dtype else xp.astype(labels, dtype)
 

@@ -6,6 +6,7 @@ import inspect
 import linecache
 import pickle
 import traceback
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,12 @@ X, LABELS = np.eye(3), np.asarray([0, 1, 2])
 
 
 @pytest.mark.parametrize("op", WRITTEN, ids=lambda op: op.name)
-def test_no_parameter_can_be_taken_for_a_variable_of_the_call(op: Any) -> None:
-    assert not any(name.startswith("_") for name in op.signature.parameters)
+def test_no_parameter_has_the_name_of_anything_else_in_the_call(op: Any) -> None:
+    code = vars(import_module(op.definition.__module__))[op.name].__code__
+    parameters = set(op.signature.parameters)
+    assert parameters == set(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
+    others = {*code.co_varnames[len(parameters) :], *code.co_freevars, *code.co_names}
+    assert not parameters & others, "one hides the other"
 
 
 @pytest.mark.parametrize("op", OPERATIONS.values(), ids=lambda op: op.name)

@@ -113,3 +113,53 @@ def test_the_gradient_of_dice(axis: Any, layout: str, dtype: str) -> None:
     unit = torch.finfo(pred.dtype).eps
     for one, other in zip(made, expected, strict=True):
         assert (one - other).abs().max() <= 4 * unit * other.abs().max()
+
+
+@pytest.mark.of_backend("numpy")
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"])
+def test_masks_of_integers_are_numbers_and_not_the_bits_of_halves(dtype: str) -> None:
+    pred = np.full((2, 500), 0.5, np.float32)
+    for target, dice in ((np.ones((2, 500), dtype), 2 / 3), (np.zeros((2, 500), dtype), 0)):
+        assert po.dice_coefficient(pred, target) == pytest.approx(dice)
+        assert po.binary_cross_entropy(pred, target) == pytest.approx(np.log1p(np.exp(-0.5)) + 0.5 * (dice == 0))
+        assert po.dice_coefficient(target, target) == 1
+
+
+@pytest.mark.of_backend("torch")
+@pytest.mark.parametrize("operation", ["dice_coefficient", "binary_cross_entropy", "cross_entropy"])
+def test_many_gradients_at_once(operation: str) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    z = torch.rand(3, 4, 5, 6, requires_grad=True)
+    if operation == "dice_coefficient":
+        result = po.dice_coefficient(z, torch.rand(z.shape).round(), axis=(0, 2, 3))
+    elif operation == "binary_cross_entropy":
+        result = po.binary_cross_entropy(z, torch.rand(z.shape).round(), reduction="none")
+    else:
+        result = po.cross_entropy(z, torch.ones(3, 5, 6, dtype=torch.int64), reduction="none")
+    ups = torch.rand(2, *result.shape)
+    one_by_one = torch.stack([torch.autograd.grad(result, z, up, retain_graph=True)[0] for up in ups])
+    (batched,) = torch.autograd.grad(result, z, ups, retain_graph=True, is_grads_batched=True)
+    torch.testing.assert_close(batched, one_by_one)
+    mapped = torch.func.vmap(lambda up: torch.autograd.grad(result, z, up, retain_graph=True)[0])(ups)
+    torch.testing.assert_close(mapped, one_by_one)
+
+
+@pytest.mark.of_backend("torch")
+def test_a_gradient_that_arrives_as_a_negative_view() -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    pred = torch.rand(4, 50, requires_grad=True)
+    score = po.dice_coefficient(pred, torch.rand(4, 50).round(), axis=1)
+    up = torch.complex(torch.ones(4), torch.rand(4)).conj().imag
+    assert up.is_neg()
+    expected = torch.autograd.grad(score, pred, up.resolve_neg(), retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(score, pred, up), expected)
+
+
+@pytest.mark.of_backend("torch")
+def test_results_are_on_the_host_whatever_the_default_device() -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    z, labels = torch.rand(3, 4, 5), torch.ones(3, 5, dtype=torch.int64)
+    with torch.device("meta"):
+        assert po.binary_cross_entropy(z, z).is_cpu
+        assert po.cross_entropy(z, labels).is_cpu
+        assert po.dice_coefficient(z, z).is_cpu

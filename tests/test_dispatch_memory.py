@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import threading
 import warnings
 import weakref
@@ -312,3 +313,16 @@ def test_a_small_loss_of_infinite_logits_is_that_of_the_definition(torch: Any) -
                 with po.standard_only():
                     torch.testing.assert_close(got, po.binary_cross_entropy(z, t, reduction=reduction))
     assert po.explain(po.binary_cross_entropy, z, t).chosen == "torch"
+
+
+@pytest.mark.of_backend("torch")
+def test_axes_of_other_types_are_taken_and_not_kept(torch: Any) -> None:
+    x = torch.rand(2, 3, 4)
+    expected = po.dice_coefficient(x, x / 2, axis=(1, 2))
+    axis = torch.tensor(2)
+    known = weakref.ref(axis)
+    for axes in (torch.Size((1, 2)), (1, axis)):
+        torch.testing.assert_close(po.dice_coefficient(x, x / 2, axis=axes), expected)
+    del axis, axes
+    gc.collect()
+    assert known() is None

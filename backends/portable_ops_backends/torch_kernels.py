@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from portable_ops.backend import Kernel, always
+from portable_ops.checks import normalized_axes
 from portable_ops.precision import LONGEST_IN_PAIRS
 from portable_ops.routes import kind_of
 from portable_ops_backends.cpu import availability
@@ -168,18 +169,16 @@ def why_not_dice(pred: Any, target: Any, /, *, axis: Any = None, **options: Any)
     """Whether something is empty is looked at."""
     reason = why_not_at_hand(pred, target)
     if reason is None:
-        shape, steps, others = pred.shape, pred.stride(), target.stride()
-        reason = _why_not_added(shape, steps, axis)
+        shape, steps, others, axes = pred.shape, pred.stride(), target.stride(), normalized_axes(axis, pred)
+        reason = _why_not_added(shape, steps, axes)
         if reason is None and others != steps:
-            reason = _why_not_added(shape, others, axis)
+            reason = _why_not_added(shape, others, axes)
     return reason
 
 
 @lru_cache(2**12)
-def _why_not_added(shape: tuple[int, ...], strides: tuple[int, ...], axis: Any) -> str | None:
+def _why_not_added(shape: tuple[int, ...], strides: tuple[int, ...], axes: tuple[int, ...]) -> str | None:
     """Whether torch loses digits in the sum of an array along axes, by how many of its elements lie side by side."""
-    given = range(len(shape)) if axis is None else axis if type(axis) is tuple else (axis,)
-    axes = [one % len(shape) for one in given]
     count, size = math.prod([shape[one] for one in axes]), 1
     for one in sorted(range(len(shape)), key=strides.__getitem__):
         if shape[one] != 1:

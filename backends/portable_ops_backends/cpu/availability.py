@@ -11,7 +11,8 @@ from portable_ops.checks import normalized_axes
 from portable_ops.routes import dtype_name
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
-LABELS = ("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
+# Not uint16, which is what kernels are given for the bits of halves.
+LABELS = ("bool", "uint8", "int8", "int16", "uint32", "int32", "uint64", "int64")
 
 SHORTEST_SUM = 64
 """Elements in one piece of memory from which on their sums are worth a kernel."""

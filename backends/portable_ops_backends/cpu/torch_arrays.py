@@ -26,6 +26,12 @@ def as_tensor(x: Array, dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(x.view(np.int16)).view(dtype) if x.dtype == np.uint16 else torch.from_numpy(x)
 
 
+def is_batched(x: Tensor) -> bool:
+    """Whether it stands for many, as under `torch.func.vmap` and with ``is_grads_batched``, and has no memory to read."""
+    core = torch._C._functorch
+    return bool(core.is_batchedtensor(x) or core.is_legacy_batchedtensor(x))
+
+
 def computed(kernel: Callable[..., Array], x: Tensor, *args: Any) -> Tensor:
     """What a kernel makes of the memory of a tensor, with no more threads than torch would take.
 

@@ -13,7 +13,7 @@ from portable_ops.checks import Axis, normalized_axes
 from portable_ops.dispatch import standard_only
 from portable_ops_backends.cpu.dice import dice_scores, dice_slopes, dice_sums, slopes_of_scores
 from portable_ops_backends.cpu.threads import AtMost
-from portable_ops_backends.cpu.torch_arrays import Array, as_array
+from portable_ops_backends.cpu.torch_arrays import Array, as_array, is_batched
 
 
 def dice_coefficient(
@@ -54,13 +54,14 @@ class _Dice(torch.autograd.Function):
         (axes, smooth, absent), sums = ctx.made
         of_pred, of_target = ctx.needs_input_grad[:2]
         (up,) = upstream
-        if torch.is_grad_enabled():  # a gradient of the gradient was asked for: that of the definition has one
-            with standard_only():
+        again = torch.is_grad_enabled()  # a gradient of the gradient was asked for: that of the definition has one
+        if again or is_batched(up):
+            with standard_only(), torch.enable_grad():
                 score = po.dice_coefficient(pred, target, axis=axes, smooth=smooth, absent=absent)
             wanted = [x for x, one in ((pred, of_pred), (target, of_target)) if one]
-            found = iter(torch.autograd.grad(score, wanted, up, create_graph=True))
+            found = iter(torch.autograd.grad(score, wanted, up, create_graph=again))
             return next(found) if of_pred else None, next(found) if of_target else None, None
-        arriving = up.numpy() if up.dtype is torch.float32 else up.double().numpy()
+        arriving = (up if up.dtype is torch.float32 and not up.is_neg() else up.double()).numpy()
         slopes = slopes_of_scores(sums, arriving, smooth)
         with AtMost(torch.get_num_threads()):
             return (

@@ -19,8 +19,10 @@ from portable_ops_backends.cpu.cross_entropy import BAD, WEIGHT, problem, reduce
 from portable_ops_backends.cpu.cross_entropy_gradient import gradient
 from portable_ops_backends.cpu.layout import Array, reordered
 from portable_ops_backends.cpu.threads import AtMost
-from portable_ops_backends.cpu.torch_arrays import as_array, as_tensor
+from portable_ops_backends.cpu.torch_arrays import as_array, as_tensor, is_batched
 from portable_ops_backends.native import torch_losses as native
+
+_HOST = torch.device("cpu")  # whatever the default is
 
 
 def cross_entropy(
@@ -70,7 +72,7 @@ class _CrossEntropy(torch.autograd.Function):
         ctx.divisor = float(sums[WEIGHT]) if reduction == "mean" else 1.0
         if reduction == "none":
             return as_tensor(reordered(losses, order), logits.dtype)
-        return torch.scalar_tensor(reduced(sums, reduction), dtype=logits.dtype)
+        return torch.scalar_tensor(reduced(sums, reduction), dtype=logits.dtype, device=_HOST)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -78,17 +80,19 @@ class _CrossEntropy(torch.autograd.Function):
         axis, ignore_index, smoothing, reduction = ctx.options
         (up,) = upstream
         rest = (None,) * 6
-        if torch.is_grad_enabled():  # a gradient of the gradient was asked for: torch's own has one
-            loss = native.cross_entropy(
-                logits,
-                target,
-                class_axis=axis,
-                weight=weight,
-                ignore_index=ignore_index,
-                label_smoothing=smoothing,
-                reduction=reduction,
-            )
-            return (*torch.autograd.grad(loss, logits, up, create_graph=True), *rest)
+        again = torch.is_grad_enabled()  # a gradient of the gradient was asked for: torch's own has one
+        if again or is_batched(up):
+            with torch.enable_grad():
+                loss = native.cross_entropy(
+                    logits,
+                    target,
+                    class_axis=axis,
+                    weight=weight,
+                    ignore_index=ignore_index,
+                    label_smoothing=smoothing,
+                    reduction=reduction,
+                )
+            return (*torch.autograd.grad(loss, logits, up, create_graph=again), *rest)
         with AtMost(torch.get_num_threads()):
             given, order, of_target = _problem(logits, target, weight, axis, ignore_index, smoothing)
             made = gradient(given, _arriving(up, of_target, reduction, ctx.divisor))
@@ -170,7 +174,7 @@ def _binary_losses(
     made = reordered(slopes.reshape(shape), order) if with_slopes else None
     if reduction == "none":
         return _BinaryLosses(as_tensor(reordered(losses.reshape(shape), order).view(scores.dtype), dtype), 1.0, made)
-    loss = torch.scalar_tensor(reduced(sums, reduction), dtype=dtype)
+    loss = torch.scalar_tensor(reduced(sums, reduction), dtype=dtype, device=_HOST)
     return _BinaryLosses(loss, sums[WEIGHT] if reduction == "mean" else 1.0, made)
 
 
@@ -196,9 +200,11 @@ class _BinaryCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
         ignore_index, reduction, divisor, kept = ctx.made
         (up,) = upstream
-        if torch.is_grad_enabled():  # a gradient of the gradient was asked for: that of the definition has one
+        again = torch.is_grad_enabled()  # a gradient of the gradient was asked for: that of the definition has one
+        # Elsewhere what was saved is not looked at: slopes are of the values that the loss is of, whatever became of them.
+        if again or is_batched(up):
             logits, target, weight, pos_weight = ctx.saved_tensors
-            with standard_only():
+            with standard_only(), torch.enable_grad():
                 loss = po.binary_cross_entropy(
                     logits,
                     target,
@@ -207,7 +213,7 @@ class _BinaryCrossEntropy(torch.autograd.Function):
                     ignore_index=ignore_index,
                     reduction=reduction,
                 )
-            return (*torch.autograd.grad(loss, logits, up, create_graph=True), None)
+            return (*torch.autograd.grad(loss, logits, up, create_graph=again), None)
         try:
             slopes = kept.pop()  # the gradient takes their place
         except IndexError:  # it was asked for before, and the graph kept

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import portable_ops as po
-from portable_ops.checks import Axis
+from portable_ops.checks import Axis, normalized_axes
 from portable_ops.dispatch import standard_only
 from portable_ops.labels import ignored_labels, in_range, require_in_range, widened
 from portable_ops.targets import class_axis_of
@@ -198,7 +198,8 @@ def dice_coefficient(
     pred: Tensor, target: Tensor, /, *, axis: Axis = None, smooth: float = 0.0, absent: float = 1.0
 ) -> Tensor:
     """See `portable_ops.dice_coefficient`."""
-    overlap, total = (pred * target).sum(axis), pred.sum(axis) + target.sum(axis)
+    axes = normalized_axes(axis, pred)
+    overlap, total = (pred * target).sum(axes), pred.sum(axes) + target.sum(axes)
     if not total.all():
         with standard_only():
             return po.dice_coefficient(pred, target, axis=axis, smooth=smooth, absent=absent)
