@@ -14,7 +14,7 @@ from typing import Any
 # Parameters have no leading underscore, so that they cannot be taken for variables. Names that nothing here binds are those
 # of `portable_ops.dispatch`, in whose namespace this runs.
 _SOURCE = """\
-def write(in_full, {defaults}):
+def write(in_full, meet, {defaults}):
     def {name}({parameters}):
         _known = _key = None
         _type = type({first})
@@ -47,6 +47,7 @@ def written(
     signature: inspect.Signature,
     keyword_arrays: tuple[str, ...],
     in_full: Callable[[tuple[Any, ...], dict[str, Any], Any], Any],
+    meet: Callable[[type], None],
     namespace: dict[str, Any],
 ) -> Callable[..., Any]:
     """A function with this signature: what is remembered of calls with the same types, dtypes, shapes and options, done.
@@ -87,7 +88,7 @@ def written(
     made: dict[str, Any] = {}
     exec(compile(source, filename, "exec"), namespace, made)
     function: Callable[..., Any] = made["write"](
-        in_full, **{usual[one.name]: one.default for one in options if one.name in usual}
+        in_full, meet, **{usual[one.name]: one.default for one in options if one.name in usual}
     )
     return function
 

@@ -27,7 +27,7 @@ from portable_ops.routes import (
     Plan,
     Route,
     load_kernel,
-    meet,  # noqa: F401, named in the source that `written` makes
+    meet,
     remember,
 )
 
@@ -124,7 +124,7 @@ def operation(
                 remember(route, key, _plan(op, route, arrays, options))
             return serves(*arrays, **options)
 
-        call = written(name, op.signature, keywords, in_full, globals())
+        call = written(name, op.signature, keywords, in_full, meet, globals())
         function = functools.wraps(definition)(cast("Callable[P, R]", call))
         function.__signature__ = op.signature  # type: ignore[attr-defined]
         return function

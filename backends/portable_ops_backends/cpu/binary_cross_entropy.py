@@ -178,19 +178,15 @@ def solve(given: Problem, losses: Array, slopes: Array) -> Sequence[float]:
     Slopes are the derivatives of each element's loss, in the dtype to compute in.
     """
     size = given.logits.size
-    if size < 2 * SMALLEST_PART:  # one part, quickly
-        sums = np.zeros((2, 3))
-        _sum(*given, losses, slopes, sums, 0, size)
-        (one, two) = sums.tolist()
-        return [one[i] + two[i] for i in range(3)]
     sums = np.zeros((parts_of(size, SMALLEST_PART), 2, 3))
 
     def work(part: int, start: int, stop: int) -> None:
         _sum(*given, losses, slopes, sums[part], start, stop)
 
     run_in_parts(work, size, SMALLEST_PART)
-    result: Sequence[float] = sums.reshape(-1, 3).sum(axis=0)
-    return result
+    return [
+        sum(terms) for terms in zip(*sums.reshape(-1, 3).tolist(), strict=True)
+    ]  # of few, NumPy's would take longer
 
 
 def binary_cross_entropy(

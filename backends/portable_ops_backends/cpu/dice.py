@@ -12,7 +12,7 @@ from portable_ops.checks import Axis, normalized_axes
 from portable_ops_backends.cpu.arithmetic import FUSED, LONGEST_SUM, REORDERED, two_sum
 from portable_ops_backends.cpu.compiling import compiled
 from portable_ops_backends.cpu.halves import as_number
-from portable_ops_backends.cpu.layout import Array, memory_order, reordered
+from portable_ops_backends.cpu.layout import Array, flattened, memory_order, reordered
 from portable_ops_backends.cpu.threads import run_in_parts
 
 SMALLEST_PART = 2**20
@@ -129,9 +129,7 @@ def _rows(shape: tuple[int, ...], order: tuple[int, ...], axes: tuple[int, ...])
 
 
 def _as_rows(x: Array, rows: _Rows) -> Array:
-    x = _plain(x if rows.order == tuple(range(x.ndim)) else x.transpose(rows.order)).reshape(-1, rows.length)
-    x.flags.writeable = False  # this view is nobody else's: see `layout.readonly`
-    return x
+    return _plain(flattened(x, rows.order)).reshape(-1, rows.length)
 
 
 def _in_parts(work: Callable[[int, int, int], None], pieces: int, rows: _Rows) -> None:

@@ -77,7 +77,7 @@ def run_in_parts(
     than a share each: some are held up, by torch's own threads, which stay busy for a while after a call, or by another
     process. The caller takes parts as well. Returns the number of parts.
     """
-    parts = 1 if size < 2 * smallest else parts_of(size, smallest, for_each)
+    parts = parts_of(size, smallest, for_each)
     if parts == 1:
         work(0, 0, size)
         return parts
@@ -97,6 +97,8 @@ def run_in_parts(
 
 def parts_of(size: int, smallest: int, for_each: int = PARTS_FOR_EACH) -> int:
     """How many parts `run_in_parts` makes, whatever else is running."""
+    if size < 2 * smallest:
+        return 1
     threads = thread_limit()
     return max(1, min(threads * for_each if threads > 1 else 1, size // max(smallest, 1)))
 

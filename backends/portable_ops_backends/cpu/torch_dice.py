@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,7 @@ def dice_coefficient(
     """See `portable_ops.dice_coefficient`."""
     axes = normalized_axes(axis, pred)
     if torch.is_grad_enabled() and (pred.requires_grad or target.requires_grad):
-        score: Tensor = _Dice.apply(pred, target, (axes, smooth, absent))  # type: ignore[no-untyped-call]
-        return score
+        return _with_gradient(pred, target, (axes, smooth, absent))
     return _scores(pred, _sums(pred, target, axes), smooth, absent)
 
 
@@ -69,6 +69,9 @@ class _Dice(torch.autograd.Function):
                 _gradient(pred, target, axes, slopes) if of_target else None,
                 None,
             )
+
+
+_with_gradient: Callable[..., Tensor] = _Dice.apply
 
 
 def _gradient(other: Tensor, x: Tensor, axes: tuple[int, ...], slopes: Array) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import array_api_compat.torch as xp
@@ -41,10 +42,7 @@ def cross_entropy(
     """See `portable_ops.cross_entropy`."""
     axis = class_axis_of(class_axis, logits)
     with AtMost(torch.get_num_threads()):
-        result: Tensor = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
-            logits, target, weight, axis, ignore_index, label_smoothing, reduction
-        )
-    return result
+        return _with_gradient(logits, target, weight, axis, ignore_index, label_smoothing, reduction)
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -103,6 +101,9 @@ class _CrossEntropy(torch.autograd.Function):
             )
 
 
+_with_gradient: Callable[..., Tensor] = _CrossEntropy.apply
+
+
 def _problem(
     logits: Tensor, target: Tensor, weight: Tensor | None, axis: int, ignore_index: int | None, smoothing: float
 ) -> Any:
@@ -135,8 +136,7 @@ def binary_cross_entropy(
     others = target, weight, pos_weight, ignore_index, reduction
     with AtMost(torch.get_num_threads()):
         if logits.requires_grad and torch.is_grad_enabled():
-            loss: Tensor = _BinaryCrossEntropy.apply(logits, others)  # type: ignore[no-untyped-call]
-            return loss
+            return _binary_with_gradient(logits, others)
         return _binary_losses(logits, *others, False).loss
 
 
@@ -229,3 +229,6 @@ class _BinaryCrossEntropy(torch.autograd.Function):
         else:
             made = torch.from_numpy(slopes).mul_(factor)
         return made if made.dtype == up.dtype else made.to(up.dtype), None
+
+
+_binary_with_gradient: Callable[..., Tensor] = _BinaryCrossEntropy.apply

@@ -40,15 +40,12 @@ def small_inputs(operation: str) -> tuple[Any, ...]:
 
 BARE = "what serves it, bare"
 DEFINITION = "the definition, bare"
-LOSES_DIGITS = frozenset({"binary_cross_entropy"})
-"""Operations whose native call rounds more than is allowed here, so that something else serves them, which takes more steps."""
 
 
 def bare(operation: str, library: str, inputs: tuple[Any, ...]) -> dict[str, Callable[..., Any]]:
     """What does the work with nothing around it: torch's own function, or the definition and what serves instead of it."""
-    native = {NATIVE[operation]: native_of(operation)} if library == "torch" and operation in NATIVE else {}
-    if native and operation not in LOSES_DIGITS:
-        return native
+    if library == "torch" and operation in NATIVE:
+        return {NATIVE[operation]: native_of(operation)}
     described = OPERATIONS[operation]
     if described.base is not None:
         score = partial(mean_of_areas, first=0, absent="skip")
@@ -60,9 +57,8 @@ def bare(operation: str, library: str, inputs: tuple[Any, ...]) -> dict[str, Cal
     chosen = po.explain(operation, *inputs).chosen
     for kernel in backend.kernels.get(operation, ()):
         if kernel.name == chosen:
-            found[BARE] = load(kernel.function)
-            break
-    return found | native
+            return found | {BARE: load(kernel.function)}
+    return found
 
 
 def _scored(score: Callable[[Any, Any], Any], areas_of: Callable[..., po.Areas], *inputs: Any) -> Any:
@@ -99,14 +95,11 @@ def overhead_works() -> Iterator[Work]:
     for library in ("numpy", "torch"):
         for operation in sorted(OPERATIONS):
             bar = ONE_ARRAY if len(OPERATIONS[operation].arrays) == 1 else SEVERAL
-            native = NATIVE.get(operation) if library == "torch" else None
-            name = DEFINITION if native is None or operation in LOSES_DIGITS else native
+            name = NATIVE.get(operation, DEFINITION) if library == "torch" else DEFINITION
             against = [Against(name, bar, Unit.MICROSECONDS, needs=library)]
             kernels = po.get_backend(library).kernels.get(OPERATIONS[operation].base or operation, ())
             if name == DEFINITION and any(kernel.name != "numba" for kernel in kernels):  # which is for larger arrays
                 against.append(Against(BARE, None, Unit.MICROSECONDS, needs=library))
-            if native is not None and name == DEFINITION:
-                against.append(Against(native, None, Unit.MICROSECONDS, needs=library))
             yield Work(
                 section=SECTION,
                 name=f"`{operation}`, {library}",
