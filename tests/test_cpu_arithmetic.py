@@ -11,7 +11,7 @@ import pytest
 
 numba = pytest.importorskip("numba", reason="numba is not installed")
 
-from portable_ops_backends.cpu import arithmetic
+from portable_ops_backends.cpu import arithmetic, powers
 
 pytestmark = pytest.mark.of_backend("numpy")
 
@@ -27,7 +27,7 @@ def powers_of_e(x: Any, out: Any) -> None:
 @numba.njit
 def powers_of_two(x: Any, out: Any) -> None:
     for i in range(x.size):
-        out[i] = arithmetic.power_of_two(x[i])
+        out[i] = powers.power_of_two(x[i])
 
 
 @numba.njit

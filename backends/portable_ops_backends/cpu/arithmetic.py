@@ -36,14 +36,6 @@ def power_of_e(x: Any) -> Any:
     return np.exp(x)
 
 
-def power_of_two(x: Any) -> Any:
-    """Two to the power of a number that is not positive; 0 for what would be less than a normal number, nan for nan.
-
-    It takes a tenth less than `power_of_e`, where numbers can be had in these units.
-    """
-    return np.exp2(x)
-
-
 def logarithm(x: Any) -> Any:
     """The natural logarithm of a number that is at least one, +inf and nan included."""
     return np.log(x)
@@ -87,11 +79,6 @@ def sum_of(x: Any) -> float:
 @overload(power_of_e, jit_options={"fastmath": FUSED})
 def _power_of_e(x: Any) -> Any:
     return {types.float32: _power_of_e_32, types.float64: _power_of_e_64}.get(x)
-
-
-@overload(power_of_two, jit_options={"fastmath": FUSED})
-def _power_of_two(x: Any) -> Any:
-    return {types.float32: _power_of_two_32, types.float64: _power_of_two_64}.get(x)
 
 
 @overload(logarithm, jit_options={"fastmath": FUSED})
@@ -146,35 +133,6 @@ def _power_of_e_64(x: Any) -> Any:
     p = 4.1666666666521991e-2 + r * (8.3333333333222073e-3 + r * p)
     p = 1.0 + (r + r * r * (0.50000000000000102 + r * (0.16666666666666675 + r * p)))
     return p * scale * 2.0**-60
-
-
-def _power_of_two_32(x: Any) -> Any:
-    f, i = np.float32, np.int32
-    # The same steps: with the bias of 127 alone, the bits of 2**-127 are those of 0.
-    x = f(-127.0) if x < f(-127.0) else x
-    magic = f(12583039.0)
-    shifted = x + magic
-    scale = i(f(shifted).view(np.int32) << i(23)).view(np.float32)
-    r = x - (shifted - magic)
-    p = f(0.00133901727752) + r * f(0.000153211384891)
-    p = f(0.0555036223324) + r * (f(0.00961852646224) + r * p)
-    p = f(0.69314718056) + r * (f(0.240226475464) + r * p)
-    return (f(1.0) + r * p) * scale
-
-
-def _power_of_two_64(x: Any) -> Any:
-    i = np.int64
-    x = -1023.0 if x < -1023.0 else x
-    magic = 6755399441055744.0 + 1023.0
-    shifted = x + magic
-    scale = i(np.float64(shifted).view(np.int64) << i(52)).view(np.float64)
-    r = x - (shifted - magic)
-    p = 7.07422399948411e-09 + r * 4.45582008919497e-10
-    p = 1.3215433518316415e-06 + r * (1.017805761149891e-07 + r * p)
-    p = 0.00015403530458740395 + r * (1.5252733838899927e-05 + r * p)
-    p = 0.009618129107595082 + r * (0.001333355814641064 + r * p)
-    p = 0.2402265069591012 + r * (0.05550410866482161 + r * p)
-    return (1.0 + r * (0.6931471805599453 + r * p)) * scale
 
 
 def _logarithm_32(x: Any) -> Any:

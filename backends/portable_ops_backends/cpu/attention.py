@@ -17,13 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from portable_ops_backends.cpu.arithmetic import FUSED, power_of_two
+from portable_ops_backends.cpu.arithmetic import FUSED
 from portable_ops_backends.cpu.compiling import compiled
 from portable_ops_backends.cpu.layout import Array, readonly
-from portable_ops_backends.cpu.products import VECTOR_BYTES, VECTORS, multiply, multiply_and_add
+from portable_ops_backends.cpu.powers import power_of_two, take_powers
+from portable_ops_backends.cpu.products import multiply, multiply_and_add
 from portable_ops_backends.cpu.threads import run_in_parts
+from portable_ops_backends.cpu.vectors import VECTOR_BYTES, VECTORS
 
-QUERIES = 64
+QUERIES = 96
 """Columns of a block of scores: a multiple of those of a tile, in any dtype and on any CPU."""
 
 KEYS = 96
@@ -52,14 +54,6 @@ def _lower_earlier(before: Array, peak: Array, total: Array, factor: Array) -> N
         total[q] *= factor[q]
         before[q] = peak[q]
         peak[q] = shift
-
-
-@compiled(fastmath=FUSED)
-def _take_powers(line: Array, peak: Array, partial: Array) -> None:
-    for q in range(peak.size):
-        power = power_of_two(line[q] - peak[q])
-        line[q] = power
-        partial[q] += power
 
 
 @compiled(fastmath=FUSED)
@@ -142,16 +136,17 @@ def _attend(
         # The last queries, which attend to the most keys if the mask is causal, come first.
         head, first = number // chunks, (chunks - 1 - number % chunks) * BLOCKS * QUERIES
         last = min(first + BLOCKS * QUERIES, tokens)
+        blocks = (last - first + QUERIES - 1) // QUERIES
         keys, values = key[places[0, head]].reshape(-1), value[places[0, head]].reshape(-1)
         for i in range(first, last):
             block, q = (i - first) // QUERIES, (i - first) % QUERIES
             for d in range(depth):
                 arranged[block, d * QUERIES + q] = query[head, i, d] * scale
-        before[:] = -np.inf
-        total[:] = 0
-        result[:] = 0
+        before[:blocks] = -np.inf
+        total[:blocks] = 0
+        result[:blocks] = 0
         for begin in range(0, min(columns, last) if is_causal else columns, KEYS):
-            for block in range((last - first + QUERIES - 1) // QUERIES):
+            for block in range(blocks):
                 row = first + block * QUERIES
                 end = min(row + QUERIES, last)
                 count = min(KEYS, (min(columns, end) if is_causal else columns) - begin)
@@ -160,22 +155,23 @@ def _attend(
                 part = scores[:count]
                 flat = part.reshape(-1)
                 peak[:] = before[block]
-                multiply(keys, begin * depth, 1, depth, arranged[block], depth, flat, count, QUERIES, of_tile, peak)
+                used = (end - row + of_tile - 1) // of_tile * of_tile
+                multiply(
+                    keys, begin * depth, 1, depth, arranged[block], depth, flat, count, QUERIES, used, of_tile, peak
+                )
                 if mask.size or bias.size or (is_causal and begin + count > row + 1):
                     _mask_scores(part, mask, bias, places[1, head], places[2, head], is_causal, row, begin, end - row)
                     peak[:] = before[block]
                     for k in range(count):
                         _raise_peaks(part[k], peak)
                 _lower_earlier(before[block], peak, total[block], factor)
-                partial[:] = 0
-                for k in range(count):
-                    _take_powers(part[k], peak, partial)
-                for q in range(QUERIES):
+                take_powers(flat, count, QUERIES, used, of_tile, peak, partial)
+                for q in range(used):
                     total[block, q] += partial[q]
                 multiply_and_add(
-                    values, begin * width, width, 1, flat, count, result[block], width, QUERIES, of_tile, factor
+                    values, begin * width, width, 1, flat, count, result[block], width, QUERIES, used, of_tile, factor
                 )
-        for block in range((last - first + QUERIES - 1) // QUERIES):
+        for block in range(blocks):
             for e in range(width):
                 _divide(result[block, e * QUERIES : (e + 1) * QUERIES], total[block])
         for i in range(first, last):

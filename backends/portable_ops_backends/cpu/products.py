@@ -8,25 +8,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
 from portable_ops_backends.cpu.compiling import compiled
+from portable_ops_backends.cpu.vectors import AVX512, VECTORS, constant, place, vector_of, written_out
 
 build: Any = cgutils  # it states no types
 
-_FEATURES = llvm.get_host_cpu_features()
-_AVX512 = _FEATURES.get("avx512f", False)
-
-VECTOR_BYTES = 64 if _AVX512 else 32 if _FEATURES.get("avx2", False) else 16
-ROWS = 8 if _AVX512 else 4
+ROWS = 8 if AVX512 else 4
 """Rows of a tile: with its columns, as many sums as hide the latency of an addition, and no more than there are registers."""
-
-VECTORS = 2
-"""Columns of a tile, in vectors."""
 
 
 def _tile(rows: int, add: bool) -> Any:
@@ -60,26 +52,19 @@ def _tile(rows: int, add: bool) -> Any:
                 build.create_struct_proxy(signature.args[place])(context, builder, value=given[place]).data
                 for place in (0, 4, 7, 10)
             )
-            itemsize = signature.args[0].dtype.bitwidth // 8
-            lanes = VECTOR_BYTES // itemsize
-            vector = ir.VectorType(a.type.pointee, lanes)
+            itemsize, vector = vector_of(signature.args[0].dtype)
             fused = ("contract",)
 
             def number(value: int) -> Any:
                 return ir.Constant(ir.IntType(n.bitwidth), value)
 
-            def place(data: Any, start: Any, column: int) -> Any:
-                return builder.bitcast(
-                    builder.gep(data, [builder.add(start, number(column * lanes))]), vector.as_pointer()
-                )
-
             sums = [[build.alloca_once(builder, vector) for _ in range(VECTORS)] for _ in range(rows)]
             for line in sums:
                 for one in line:
-                    builder.store(ir.Constant(vector, None), one)
+                    builder.store(constant(vector, 0.0), one)
             with build.for_range(builder, depth) as loop:
                 start = builder.add(b0, builder.mul(loop.index, width))
-                right = [builder.load(place(b, start, column), align=itemsize) for column in range(VECTORS)]
+                right = [builder.load(place(builder, b, start, column), align=itemsize) for column in range(VECTORS)]
                 first = builder.add(a0, builder.mul(loop.index, step))
                 for row, line in enumerate(sums):
                     left = builder.load(builder.gep(a, [builder.add(first, builder.mul(stride, number(row)))]))
@@ -87,17 +72,17 @@ def _tile(rows: int, add: bool) -> Any:
                         ir.Constant(vector, ir.Undefined), left, ir.Constant(ir.IntType(32), 0)
                     )
                     spread = builder.shuffle_vector(
-                        alone, alone, ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
+                        alone, alone, constant(ir.VectorType(ir.IntType(32), vector.count), 0)
                     )
                     for column, one in enumerate(line):
                         product = builder.fmul(spread, right[column], flags=fused)
                         builder.store(builder.fadd(builder.load(one), product, flags=fused), one)
             for column in range(VECTORS):
-                other = place(beside, l0, column)
+                other = place(builder, beside, l0, column)
                 met = builder.load(other, align=itemsize)
                 for row, line in enumerate(sums):
                     result = builder.load(line[column])
-                    target = place(c, builder.add(c0, builder.mul(width, number(row))), column)
+                    target = place(builder, c, builder.add(c0, builder.mul(width, number(row))), column)
                     if add:
                         kept = builder.fmul(builder.load(target, align=itemsize), met, flags=fused)
                         result = builder.fadd(kept, result, flags=fused)
@@ -110,8 +95,7 @@ def _tile(rows: int, add: bool) -> Any:
 
         return types.void(a, n, n, n, b, n, n, c, n, n, line, n), generate
 
-    made: Any = intrinsic(tile)
-    return made
+    return written_out(tile)
 
 
 _set_rows, _set_row = _tile(ROWS, False), _tile(1, False)
@@ -120,15 +104,26 @@ _add_rows, _add_row = _tile(ROWS, True), _tile(1, True)
 
 @compiled
 def multiply(
-    a: Any, a0: int, step: int, stride: int, b: Any, depth: int, c: Any, rows: int, width: int, columns: int, peak: Any
+    a: Any,
+    a0: int,
+    step: int,
+    stride: int,
+    b: Any,
+    depth: int,
+    c: Any,
+    rows: int,
+    width: int,
+    used: int,
+    columns: int,
+    peak: Any,
 ) -> None:
-    """``c[r, j] = sum(a[a0 + k * step + r * stride] * b[k, j] for k in range(depth))``; `peak` is raised to the maximum of each
-    column, which is not nan.
+    """``c[r, j] = sum(a[a0 + k * step + r * stride] * b[k, j] for k in range(depth))`` for the first `used` columns j;
+    `peak` is raised to the maximum of each, which is not nan.
 
-    `b` and `c` are flat, in rows of `width`, a multiple of `columns`, those of a tile.
+    `b` and `c` are flat, in rows of `width`; `used` is a multiple of `columns`, those of a tile.
     """
     whole = rows // ROWS * ROWS
-    for j in range(0, width, columns):
+    for j in range(0, used, columns):
         for r in range(0, whole, ROWS):
             _set_rows(a, a0 + r * stride, step, stride, b, j, depth, c, r * width + j, width, peak, j)
         for r in range(whole, rows):
@@ -146,12 +141,13 @@ def multiply_and_add(
     c: Any,
     rows: int,
     width: int,
+    used: int,
     columns: int,
     factor: Any,
 ) -> None:
     """The same, but ``c[r, j] = c[r, j] * factor[j] + sum(...)``."""
     whole = rows // ROWS * ROWS
-    for j in range(0, width, columns):
+    for j in range(0, used, columns):
         for r in range(0, whole, ROWS):
             _add_rows(a, a0 + r * stride, step, stride, b, j, depth, c, r * width + j, width, factor, j)
         for r in range(whole, rows):

@@ -1,0 +1,44 @@
+"""Vectors as long as the CPU's, for instructions that are written down: LLVM's own, so that they serve any CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+_FEATURES = llvm.get_host_cpu_features()
+AVX512 = _FEATURES.get("avx512f", False)
+
+VECTOR_BYTES = 64 if AVX512 else 32 if _FEATURES.get("avx2", False) else 16
+
+VECTORS = 3
+"""Columns of a tile, in vectors."""
+
+
+def written_out(function: Callable[..., Any]) -> Any:
+    """What Numba calls an intrinsic: given types, `function` returns a signature and what writes the instructions."""
+    return intrinsic(function)
+
+
+def vector_of(dtype: Any) -> tuple[int, Any]:
+    """Bytes of a number of a floating dtype of Numba's, and the vector of such numbers."""
+    itemsize = dtype.bitwidth // 8
+    number = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}[dtype]
+    return itemsize, ir.VectorType(number, VECTOR_BYTES // itemsize)
+
+
+def constant(kind: Any, value: float) -> Any:
+    """A number, or a vector of that number."""
+    return ir.Constant(kind, [value] * kind.count if isinstance(kind, ir.VectorType) else value)
+
+
+def place(builder: Any, data: Any, start: Any, column: int) -> Any:
+    """Where vector number `column` from `start` on lies in memory."""
+    itemsize = 4 if isinstance(data.type.pointee, ir.FloatType) else 8
+    vector = ir.VectorType(data.type.pointee, VECTOR_BYTES // itemsize)
+    after = ir.Constant(start.type, column * vector.count)
+    return builder.bitcast(builder.gep(data, [builder.add(start, after)]), vector.as_pointer())
