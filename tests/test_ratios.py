@@ -19,7 +19,7 @@ from portable_ops_bench.ratios import work as ratios
 from portable_ops_bench.ratios.commands import all_works
 from portable_ops_bench.ratios.overhead import overhead_works
 from portable_ops_bench.ratios.tables import BEGIN, END, Ratios, with_table
-from portable_ops_bench.ratios.work import Against, Line, Runs, Unit, Work, measured
+from portable_ops_bench.ratios.work import SMALL_CALLS, Against, Line, Runs, Unit, Work, measured
 
 from portable_ops.dispatch import OPERATIONS
 
@@ -33,7 +33,7 @@ def work(*against: Against, ours: object = 1.0, other: object = 1.0, seconds: fl
     def make() -> Runs:
         return Runs(lambda: np.asarray(ours), [lambda: np.asarray(other)] * len(against))
 
-    return Work(section="s", name="w", against=against, make=make, seconds=seconds, pause=0.0)
+    return Work(section="s", name="w", against=against, make=make, seconds=seconds, timing=SMALL_CALLS)
 
 
 def test_rows_are_unique_and_cover_every_operation() -> None:

@@ -23,6 +23,9 @@ LONGEST_SUM = 2**9
 MOST_PIECES = 8
 """In how many pieces of memory numbers may lie that torch is given to add: sums of pieces it adds one after the other."""
 
+FEW_TERMS = 64
+"""The most of which a mean is taken as a product with 1 / n: it takes a third of torch's own, of so few the longest step."""
+
 
 def why_never_elementwise(x: Any, /) -> str | None:
     """torch keeps integers apart."""
@@ -133,6 +136,26 @@ def why_never_binary_cross_entropy(
     if not from_logits:
         return "torch takes logits"
     return "torch ignores no index" if ignore_index is not None else why_never_elementwise(logits)
+
+
+def why_never_plain_binary_cross_entropy(
+    logits: Any,
+    target: Any,
+    /,
+    *,
+    weight: Any = None,
+    pos_weight: Any = None,
+    reduction: str = "mean",
+    **options: Any,
+) -> str | None:
+    """What nothing need be done to, and few of it."""
+    if weight is not None or pos_weight is not None or reduction != "mean":
+        return "options are given"
+    if not logits.dtype == target.dtype == sys.modules["torch"].float32:
+        return "not float32"
+    if not 0 < logits.numel() <= FEW_TERMS:
+        return f"more than {FEW_TERMS} elements, or none"
+    return why_never_binary_cross_entropy(logits, target, **options)
 
 
 def why_never_focal_loss(
@@ -344,6 +367,7 @@ kernels: Mapping[str, tuple[Kernel, ...]] = {
             availability.why_not_binary_cross_entropy,
             on_cpu.why_not_binary_cross_entropy,
         ),
+        _native_loss("plain_binary_cross_entropy", why_never_plain_binary_cross_entropy, why_not_at_hand),
         _native_loss("binary_cross_entropy", why_never_binary_cross_entropy, why_not_at_hand),
     ),
     "focal_loss": (_native_loss("focal_loss", why_never_focal_loss, why_not_raising),),

@@ -16,7 +16,7 @@ from portable_ops.dispatch import OPERATIONS
 from portable_ops.routes import namespace_of
 from portable_ops.segmentation import divided, mean_of_areas
 from portable_ops_bench.ratios.torch_tensors import NATIVE, native_of
-from portable_ops_bench.ratios.work import Against, Runs, Unit, Work
+from portable_ops_bench.ratios.work import SMALL_CALLS, Against, Runs, Unit, Work
 
 SECTION = "call overhead on 4 elements"
 ONE_ARRAY, SEVERAL = 1.0, 2.0
@@ -105,8 +105,6 @@ def overhead_works() -> Iterator[Work]:
                 name=f"`{operation}`, {library}",
                 against=tuple(against),
                 make=partial(_make, operation, library),
-                seconds=0.5,
-                pause=0.0,
-                sample=2e-4,
+                timing=SMALL_CALLS,
                 context=one_torch_thread if library == "torch" else nullcontext,
             )

@@ -10,30 +10,54 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
 from importlib.util import find_spec
 from itertools import repeat
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from portable_ops.routes import backend_of
 from portable_ops_bench.model import Status, Struct
 
-FEWEST_ROUNDS, MOST_ROUNDS = 5, 101
-SHORTEST_SAMPLE = 0.002
-"""Seconds: shorter calls are timed several at a time."""
+FEWEST_ROUNDS = 5
 LONG = 0.1
 """Seconds: what takes longer at first is not called again to find out how long it takes."""
 PAUSE = 0.02
 """Seconds between long calls, in which the threads of the library before, which spin while they wait for work, go to sleep."""
-WARM_UP = 0.006
-"""Seconds of calls before a sample of shorter ones. Threads of OpenMP were seen to spin for 4.5 ms, and threads that wake up on
-the CPU of the caller to wait there for milliseconds: after a pause, either function is slower by chance."""
-
 Function = Callable[[], Any]
+
+
+class Timing(NamedTuple):
+    """How calls are timed.
+
+    Attributes
+    ----------
+    warm_up : float
+        Seconds of calls before a sample, other than of long calls. Threads of OpenMP were seen to spin for 4.5 ms, and threads
+        that wake up on the CPU of the caller to wait there for milliseconds: after a pause, either is slower by chance.
+    sample : float
+        Seconds: shorter calls are timed several at a time.
+    most_rounds : int
+    in_thread : bool
+        Whether in a thread of its own, whose stack of Python frames starts anew. CPython keeps frames in pieces of 16 KiB, and
+        allocates the next one and gives it back on every call that comes to the end of one: at a depth of the stack where
+        `cross_entropy` did, its 35 us became up to 190.
+    """
+
+    warm_up: float = 0.006
+    sample: float = 0.002
+    most_rounds: int = 101
+    in_thread: bool = False
+
+
+LARGE_CALLS = Timing()
+SMALL_CALLS = Timing(warm_up=0.002, sample=0.0005, most_rounds=401, in_thread=True)
+"""Of microseconds, in one thread: the processor needs a millisecond to learn its way through them again, and many short samples
+find the middle of what others disturb."""
 
 
 class Unit(Enum):
@@ -66,7 +90,7 @@ class Line(Struct, frozen=True):
     status : Status
     reason : str
     value, q1, q3 : float or None
-        The ratio of medians (for µs and s, the difference), and the quartiles of the rounds' own.
+        The ratio of medians (for µs and s, the median of the rounds' differences), and the quartiles of the rounds' own.
     ours, other : float or None
         Medians in seconds; megabytes in rows of memory.
     floor, floor_name : float or None, str
@@ -137,12 +161,9 @@ class Work:
         The package without which none of it can be done.
     seconds : float
         About how long to measure.
-    pause : float
-        Seconds between long calls, and the most that shorter ones are made before a sample; 0 where no threads are at work.
-    sample : float
-        Seconds that shorter calls are timed together. Many short samples find the middle of what others disturb.
     context : callable
         The context in which everything is made and measured.
+    timing : Timing
     agree : bool
         Whether the functions return the same, which is checked before anything is timed.
     measure : callable or None
@@ -155,9 +176,8 @@ class Work:
     make: Callable[[], Runs] | None = None
     needs: str = ""
     seconds: float = 3.0
-    pause: float = PAUSE
-    sample: float = SHORTEST_SAMPLE
     context: Callable[[], AbstractContextManager[Any]] = nullcontext
+    timing: Timing = LARGE_CALLS
     agree: bool = True
     measure: Callable[[Work, tuple[Against, ...]], list[Line]] | None = None
 
@@ -186,12 +206,22 @@ def measured(work: Work, asked: tuple[Against, ...]) -> list[Line]:
     lines = {one.name: missing for one in asked if (missing := _missing(work, one)) is not None}
     there = tuple(one for one in asked if one.name not in lines)
     try:
-        with work.context():
-            found = [] if not there else work.measure(work, there) if work.measure else _compared(work, there)
+        found = [] if not there else _alone(work, there) if work.timing.in_thread else _found(work, there)
     except Exception as error:
         found = [work.line(one, Status.ERROR, f"{type(error).__name__}: {error}"[:500]) for one in there]
     lines |= {line.against: line for line in found}
     return [lines[one.name] for one in asked]
+
+
+def _alone(work: Work, asked: tuple[Against, ...]) -> list[Line]:
+    """As `_found` does, in a thread of its own."""
+    with ThreadPoolExecutor(1) as fresh:
+        return fresh.submit(_found, work, asked).result()
+
+
+def _found(work: Work, asked: tuple[Against, ...]) -> list[Line]:
+    with work.context():
+        return work.measure(work, asked) if work.measure else _compared(work, asked)
 
 
 def _missing(work: Work, against: Against) -> Line | None:
@@ -214,7 +244,7 @@ def _compared(work: Work, asked: tuple[Against, ...]) -> list[Line]:
         del result
     kept = [one for one in asked if one.name not in lines]
     functions = [runs.ours, *(others[one.name] for one in kept), *([] if runs.floor is None else [runs.floor])]
-    times = interleaved(functions, work.seconds, work.pause, work.sample)
+    times = interleaved(functions, work.seconds, work.timing)
     floor = None if runs.floor is None else statistics.median(times[-1])
     for one, other in zip(kept, times[1:], strict=False):
         numbers = compared(one.unit, times[0], other)
@@ -224,10 +254,12 @@ def _compared(work: Work, asked: tuple[Against, ...]) -> list[Line]:
 
 def compared(unit: Unit, ours: Sequence[float], other: Sequence[float]) -> dict[str, Any]:
     """The numbers of a row, from the times of its rounds."""
+    if unit is Unit.MICROSECONDS:
+        ours, other = _undisturbed(ours, other)
     middle, against = statistics.median(ours), statistics.median(other)
-    q1, _, q3 = statistics.quantiles(map(unit.of, ours, other), n=4, method="inclusive")
+    q1, between, q3 = statistics.quantiles(map(unit.of, ours, other), n=4, method="inclusive")
     return {
-        "value": unit.of(middle, against),
+        "value": between if unit in (Unit.MICROSECONDS, Unit.SECONDS) else unit.of(middle, against),
         "q1": q1,
         "q3": q3,
         "ours": middle,
@@ -236,17 +268,24 @@ def compared(unit: Unit, ours: Sequence[float], other: Sequence[float]) -> dict[
     }
 
 
-def interleaved(
-    functions: Sequence[Function], seconds: float, pause: float = PAUSE, sample: float = SHORTEST_SAMPLE
-) -> list[list[float]]:
+def _undisturbed(ours: Sequence[float], other: Sequence[float]) -> tuple[list[float], list[float]]:
+    """The half of the rounds that took least, both functions together.
+
+    What else runs on the CPUs of a virtual machine makes small calls take up to twice as long for tens of milliseconds, and the
+    small difference of two of them then is one of how often either was hit.
+    """
+    rounds = sorted(zip(ours, other, strict=True), key=sum)[: max(FEWEST_ROUNDS, len(ours) // 2)]
+    return [one for one, _ in rounds], [one for _, one in rounds]
+
+
+def interleaved(functions: Sequence[Function], seconds: float, timing: Timing = LARGE_CALLS) -> list[list[float]]:
     """Seconds per call of each function in each round, one after the other, and every other time the other way round."""
     counts, longs = [], []
-    most_rounds = round(MOST_ROUNDS * SHORTEST_SAMPLE / sample)
     for function in functions:
         once = _sample(function, 1)  # the first call imports, compiles and warms up
         if once < LONG or function is functions[0]:
             once = min(_sample(function, 1) for _ in range(3))
-        counts.append(max(1, min(10_000, round(sample / max(once, 1e-9)))))
+        counts.append(max(1, min(10_000, round(timing.sample / max(once, 1e-9)))))
         longs.append(once > LONG)
     turns = list(range(len(functions)))
     times: list[list[float]] = [[] for _ in functions]
@@ -255,12 +294,14 @@ def interleaved(
     gc.disable()
     try:
         start = time.perf_counter()
-        while len(times[0]) < FEWEST_ROUNDS or (time.perf_counter() - start < seconds and len(times[0]) < most_rounds):
+        while len(times[0]) < FEWEST_ROUNDS or (
+            time.perf_counter() - start < seconds and len(times[0]) < timing.most_rounds
+        ):
             for turn in turns:
                 if longs[turn]:
-                    time.sleep(pause)
+                    time.sleep(PAUSE)
                 else:
-                    _warm_up(functions[turn], min(pause, WARM_UP))
+                    _warm_up(functions[turn], timing.warm_up)
                 times[turn].append(_sample(functions[turn], counts[turn]))
             turns.reverse()
     finally:
