@@ -14,23 +14,28 @@ from typing import Any
 # Parameters have no leading underscore, so that they cannot be taken for variables. Names that nothing here binds are those
 # of `portable_ops.dispatch`, in whose namespace this runs.
 _SOURCE = """\
-def write(in_full, meet, {defaults}):
+def write(in_full, meet, ndarray, plans_of_numpy, {defaults}):
     def {name}({parameters}):
         _known = _key = None
         _type = type({first})
-        meet(_type)
-        _route = ROUTES.get(_type)
-        if _route is not None and (_plans := _route.plans) is not None and {plain}:
-            _traced = _route.is_traced
-            if (_traced is None or not _traced()) and not (_was_used and _mode.standard_only):
-                try:
-                    _key = {key}
-                    {options}
-                    if not _route.one_device:
-                        _key = _key, *map(_route.backend.device_of, ({arrays},))
-                    _known = _plans.get(_key)
-                except _NOT_TO_BE_REMEMBERED:
-                    _key = None
+        if _type is ndarray:  # which no compiler traces, and which has one device
+            _route, _plans = None, plans_of_numpy
+        else:
+            meet(_type)
+            _route = ROUTES.get(_type)
+            if _route is None or ((_traced := _route.is_traced) is not None and _traced()):
+                _plans = None
+            else:
+                _plans = _route.plans
+        if _plans is not None and {plain} and not (_was_used and _mode.standard_only):
+            try:
+                _key = {key}
+                {options}
+                if _route is not None and not _route.one_device:
+                    _key = _key, *map(_route.backend.device_of, ({arrays},))
+                _known = _plans.get(_key)
+            except _NOT_TO_BE_REMEMBERED:
+                _key = None
         if _known is None:
             return in_full(({arrays},), {given}, _key)
         _asked, _certain = _known
@@ -48,6 +53,8 @@ def written(
     keyword_arrays: tuple[str, ...],
     in_full: Callable[[tuple[Any, ...], dict[str, Any], Any], Any],
     meet: Callable[[type], None],
+    ndarray: type,
+    plans_of_numpy: dict[Any, Any],
     namespace: dict[str, Any],
 ) -> Callable[..., Any]:
     """A function with this signature: what is remembered of calls with the same types, dtypes, shapes and options, done.
@@ -88,7 +95,11 @@ def written(
     made: dict[str, Any] = {}
     exec(compile(source, filename, "exec"), namespace, made)
     function: Callable[..., Any] = made["write"](
-        in_full, meet, **{usual[one.name]: one.default for one in options if one.name in usual}
+        in_full,
+        meet,
+        ndarray,
+        plans_of_numpy,
+        **{usual[one.name]: one.default for one in options if one.name in usual},
     )
     return function
 

@@ -22,6 +22,8 @@ from portable_ops.calls import written
 from portable_ops.joining import is_joined, join
 from portable_ops.routes import (
     KERNELS,
+    NDARRAY,
+    PLANS_OF_NUMPY,
     ROUTES,
     Namespace,
     Plan,
@@ -124,7 +126,7 @@ def operation(
                 remember(route, key, _plan(op, route, arrays, options))
             return serves(*arrays, **options)
 
-        call = written(name, op.signature, keywords, in_full, meet, globals())
+        call = written(name, op.signature, keywords, in_full, meet, NDARRAY, PLANS_OF_NUMPY, globals())
         function = functools.wraps(definition)(cast("Callable[P, R]", call))
         function.__signature__ = op.signature  # type: ignore[attr-defined]
         return function

@@ -42,6 +42,11 @@ class Route:
 ROUTES: dict[type, Route] = {}
 """By array type. One plain dictionary, read on every call."""
 
+NDARRAY = np.ndarray
+
+PLANS_OF_NUMPY: dict[Any, Plan] = {}
+"""What NumPy's route remembers, read on every call without it."""
+
 KERNELS: dict[str, Callable[..., Any]] = {}
 """Kernels that have been imported, by path."""
 
@@ -137,7 +142,7 @@ def route_of_backend(backend: Backend) -> Route:
             _kinds(xp),
             one_device=len(backend.devices()) < 2,
             is_traced=load(backend.is_traced) if backend.is_traced else None,
-            plans={} if backend.remembered else None,
+            plans=(PLANS_OF_NUMPY if backend.name == "numpy" else {}) if backend.remembered else None,
         )
         route = _ROUTE_OF_BACKEND.setdefault(backend.name, found)
         for path in backend.array_types:

@@ -7,7 +7,7 @@ import gc
 import threading
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -132,18 +132,20 @@ def test_threads_may_empty_the_table_at_once(checked: dict[Any, Any], monkeypatc
 
 
 @pytest.fixture
-def numpy_route(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Route]:
+def numpy_route(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Route]]:
     """Register NumPy anew, with fields of its backend replaced."""
 
     def register(**changes: Any) -> Route:
         backend = dataclasses.replace(registered_backends()["numpy"], **changes)
-        one_device = len(backend.devices()) < 2
         usual = route_of_backend(registered_backends()["numpy"])
-        route = Route(backend, usual.xp, usual.kinds, one_device, plans={})
+        route = Route(backend, usual.xp, usual.kinds, plans=plans)
         monkeypatch.setitem(ROUTES, np.ndarray, route)
+        plans.clear()
         return route
 
-    return register
+    plans = plans_of(registered_backends()["numpy"])
+    yield register
+    plans.clear()
 
 
 def test_a_backend_registered_anew_is_asked_anew(
@@ -199,18 +201,6 @@ def test_what_follows_from_the_signature_is_asked_once(
         assert asked == ([] if smooth else ["not"])
 
 
-def test_arrays_on_two_devices_are_refused_after_a_good_call(numpy_route: Callable[..., Route]) -> None:
-    elsewhere = T.copy()
-    route = numpy_route(
-        devices=lambda: ("here", "there"), device_of=lambda array: "there" if array is elsewhere else "here"
-    )
-    po.dice_coefficient(P, T)
-    po.dice_coefficient(elsewhere, elsewhere)
-    assert route.plans is not None and len(route.plans) == 2
-    with pytest.raises(ValueError, match="target: got an array on device there beside one on here"):
-        po.dice_coefficient(P, elsewhere)
-
-
 def test_the_definition_is_asked_for_after_a_kernel_ran(
     numpy_route: Callable[..., Route], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,6 +218,20 @@ def torch() -> Any:
     po.sigmoid(torch.zeros(1))
     plans_of(registered_backends()["torch"]).clear()
     return torch
+
+
+@pytest.mark.of_backend("torch")
+def test_arrays_on_two_devices_are_refused_after_a_good_call(torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, elsewhere, usual = torch.tensor(P), torch.tensor(T), ROUTES[torch.Tensor]
+    backend = dataclasses.replace(usual.backend, device_of=lambda array: "there" if array is elsewhere else "here")
+    route = Route(backend, usual.xp, usual.kinds, one_device=False, plans={})
+    monkeypatch.setitem(ROUTES, torch.Tensor, route)
+    for _ in range(2):
+        po.dice_coefficient(here, here)
+        po.dice_coefficient(elsewhere, elsewhere)
+        assert route.plans is not None and len(route.plans) == 2
+        with pytest.raises(ValueError, match="target: got an array on device there beside one on here"):
+            po.dice_coefficient(here, elsewhere)
 
 
 @pytest.mark.of_backend("torch")
