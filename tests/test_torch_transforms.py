@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import subprocess
 import sys
@@ -183,6 +184,34 @@ def test_inference_mode(function: Function, x: Any) -> None:
     with torch.inference_mode():
         result = function(x.clone())
     torch.testing.assert_close(result.clone(), function(x), equal_nan=True)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (2, 3), (64,), (65,)])
+@pytest.mark.parametrize("first", ["inference", "transformed", "plain"])
+def test_what_is_kept_for_a_mean_of_few_serves_every_mode(shape: tuple[int, ...], first: str) -> None:
+    from portable_ops_backends.native import torch_losses
+
+    torch_losses._SHARES.clear()
+    x, y = torch.linspace(-90, 90, 65)[: math.prod(shape)].reshape(shape), torch.full(shape, 0.25)
+
+    def loss(x: Any) -> Any:
+        return po.binary_cross_entropy(x, y)
+
+    if first == "inference":
+        with torch.inference_mode():
+            loss(x)
+    elif first == "transformed":
+        torch.func.grad(loss)(x)
+        torch.func.vmap(loss)(torch.stack([x, x]))
+    x = x.requires_grad_()
+    mean = loss(x)
+    mean.backward()
+    exact = x.detach().double()
+    wanted = (0.25 * torch.logaddexp(-exact, 0 * exact) + 0.75 * torch.logaddexp(exact, 0 * exact)).mean()
+    torch.testing.assert_close(mean.detach().double(), wanted, rtol=4 * 2**-23, atol=0)
+    slope = (torch.sigmoid(exact) - 0.25) / max(x.numel(), 1)
+    torch.testing.assert_close(x.grad.double(), slope, rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(torch.func.grad(loss)(x.detach()).double(), slope, rtol=1e-5, atol=1e-9)
 
 
 @table(FLOATING)
