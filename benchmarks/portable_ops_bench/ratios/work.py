@@ -26,6 +26,8 @@ from portable_ops_bench.model import Status, Struct
 FEWEST_ROUNDS = 5
 LONG = 0.1
 """Seconds: what takes longer at first is not called again to find out how long it takes."""
+SHORT = 0.002
+"""Seconds: of shorter calls, the rounds that were disturbed are left out."""
 PAUSE = 0.02
 """Seconds between long calls, in which the threads of the library before, which spin while they wait for work, go to sleep."""
 Function = Callable[[], Any]
@@ -254,7 +256,7 @@ def _compared(work: Work, asked: tuple[Against, ...]) -> list[Line]:
 
 def compared(unit: Unit, ours: Sequence[float], other: Sequence[float]) -> dict[str, Any]:
     """The numbers of a row, from the times of its rounds."""
-    if unit is Unit.MICROSECONDS:
+    if statistics.median([*ours, *other]) < SHORT:
         ours, other = _undisturbed(ours, other)
     middle, against = statistics.median(ours), statistics.median(other)
     q1, between, q3 = statistics.quantiles(map(unit.of, ours, other), n=4, method="inclusive")
@@ -271,8 +273,8 @@ def compared(unit: Unit, ours: Sequence[float], other: Sequence[float]) -> dict[
 def _undisturbed(ours: Sequence[float], other: Sequence[float]) -> tuple[list[float], list[float]]:
     """The half of the rounds that took least, both functions together.
 
-    What else runs on the CPUs of a virtual machine makes small calls take up to twice as long for tens of milliseconds, and the
-    small difference of two of them then is one of how often either was hit.
+    What else runs on the CPUs of a virtual machine makes calls take up to twice as long for tens of milliseconds. Of short
+    ones, some rounds are hit and some are not, and a small difference of two medians then is one of how often either was.
     """
     rounds = sorted(zip(ours, other, strict=True), key=sum)[: max(FEWEST_ROUNDS, len(ours) // 2)]
     return [one for one, _ in rounds], [one for _, one in rounds]
