@@ -10,10 +10,21 @@ from typing import Any, Self
 from portable_ops.attention import scaled_dot_product_attention
 from portable_ops.backend import Array, get_backend
 from portable_ops.checks import complaint, require_integer, require_number
+from portable_ops.dispatch import operation
 from portable_ops.routes import Namespace, backend_of, namespace_of
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 _PARAMETERS = tuple(f"{projection}.{part}" for projection in _PROJECTIONS for part in ("weight", "bias"))
+
+
+def _check_linear(xp: Namespace, x: Array, weight: Array, bias: Array, /) -> None:
+    """The layer has checked their shapes."""
+
+
+@operation(_check_linear, public=False)
+def linear(xp: Namespace, x: Array, weight: Array, bias: Array, /) -> Array:
+    """A projection of the last axis; weights are (out, in)."""
+    return xp.matmul(x, xp.matrix_transpose(weight)) + bias
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -260,7 +271,7 @@ class MultiHeadAttention:
                 raise ValueError(complaint(name, f"shape {tuple(array.shape)}", f"shape (..., tokens, {width})"))
         xp = namespace_of(library)
         heads = (
-            self._heads(xp, self._project(xp, projection, array))
+            self._heads(xp, self._project(projection, array))
             for projection, array in zip(_PROJECTIONS, (q, k, v), strict=False)
         )
         attended = scaled_dot_product_attention(
@@ -272,12 +283,11 @@ class MultiHeadAttention:
             rng=rng,
         )
         merged = _swap_heads_and_tokens(xp, attended)
-        return self._project(xp, "out_proj", xp.reshape(merged, (*q.shape[:-1], self.internal_dim)))
+        return self._project("out_proj", xp.reshape(merged, (*q.shape[:-1], self.internal_dim)))
 
-    def _project(self, xp: Namespace, projection: str, x: Array) -> Array:
+    def _project(self, projection: str, x: Array) -> Array:
         assert self.parameters is not None
-        weight, bias = (self.parameters[f"{projection}.{part}"] for part in ("weight", "bias"))
-        return xp.matmul(x, xp.matrix_transpose(weight)) + bias
+        return linear(x, self.parameters[f"{projection}.weight"], self.parameters[f"{projection}.bias"])
 
     def _heads(self, xp: Namespace, x: Array) -> Array:
         split = xp.reshape(x, (*x.shape[:-1], self.num_heads, self.internal_dim // self.num_heads))

@@ -214,6 +214,11 @@ def _why_not_added(shape: tuple[int, ...], strides: tuple[int, ...], axes: tuple
     return None
 
 
+def why_never_linear(x: Any, weight: Any, bias: Any, /) -> str | None:
+    """torch takes one dtype."""
+    return None if x.dtype == weight.dtype == bias.dtype else "dtypes differ"
+
+
 def why_never_attention(query: Any, key: Any, value: Any, /, *, dropout_p: float = 0.0, **options: Any) -> str | None:
     """torch's dropout takes no generator."""
     if dropout_p:
@@ -375,6 +380,7 @@ kernels: Mapping[str, tuple[Kernel, ...]] = {
         _numba("torch_dice", "dice_coefficient", availability.why_not_dice, on_cpu.why_not_dice),
         _native_loss("dice_coefficient", why_never_dice, why_not_dice),
     ),
+    "linear": (_native("linear", why_never_linear),),
     "scaled_dot_product_attention": (
         _native("plain_attention", why_never_plain_attention, why_not_plain_attention),
         _native("scaled_dot_product_attention", why_never_attention, why_not_attention),

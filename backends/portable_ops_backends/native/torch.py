@@ -49,6 +49,11 @@ def log_sigmoid(x: Tensor, /) -> Tensor:
     return F.logsigmoid(x)
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor, /) -> Tensor:
+    """The projections of `portable_ops.MultiHeadAttention`, with the bias added where the product is made."""
+    return F.linear(x, weight, bias)
+
+
 def plain_attention(query: Tensor, key: Tensor, value: Tensor, /, **defaults: object) -> Tensor:
     """See `portable_ops.scaled_dot_product_attention`; without options, of one dtype."""
     return F.scaled_dot_product_attention(query, key, value)

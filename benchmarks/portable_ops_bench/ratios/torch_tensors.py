@@ -80,7 +80,7 @@ def with_gradient(function: Call, inputs: tuple[Any, ...], wanted: Sequence[Any]
 
 @lru_cache(1)
 def _arriving(shape: tuple[int, ...], dtype: Any) -> Any:
-    """The gradient that arrives: made beforehand, as it would be by the layers above, and the same memory for either function."""
+    """The gradient that arrives: made beforehand, as by the layers above, and the same memory for either function."""
     torch = import_module("torch")
     return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
 
