@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from portable_ops.backend import Backend
-from portable_ops_backends.torch_kernels import LONGEST_SUM, kernels
-from portable_ops_backends.torch_tensors import is_concrete, on_host, size_of
+from portable_ops_backends.torch_kernels import kernels
+from portable_ops_backends.torch_tensors import LONGEST_SUM, is_concrete, on_host, size_of
 
 
 def _torch() -> Any:

@@ -7,10 +7,13 @@ from typing import Any
 
 from portable_ops.routes import kind_of
 from portable_ops_backends.cpu import availability
-from portable_ops_backends.torch_tensors import is_concrete
+from portable_ops_backends.torch_tensors import LONGEST_SUM, is_concrete
 
 SMALLEST_ROWS = 2**23
 """Logits from which on the kernel for rows is faster than torch's cross-entropy."""
+
+SMALLEST_HALVES = 2**25
+"""The same for softmax of halves, which torch converts with instructions of the CPU's own."""
 
 
 def _why_not_memory(*tensors: Any) -> str | None:
@@ -39,6 +42,15 @@ def why_not_without_gradient(x: Any, /, **options: Any) -> str | None:
 def why_never_sigmoid(x: Any, /) -> str | None:
     """torch computes halves in float32 and rounds once, as the kernel does, with conversions of the CPU's own."""
     return "torch is faster for halves" if kind_of(x) == "half" else availability.why_not_elementwise(x)
+
+
+def why_never_softmax(x: Any, /, *, axis: Any = -1, where: Any = None) -> str | None:
+    """The same of a softmax whose sums torch can be trusted with, until results take memory that is fresh each time."""
+    reason = availability.why_not_softmax(x, axis=axis, where=where)
+    if reason is None and kind_of(x) == "half" and x.numel() < SMALLEST_HALVES:
+        last = axis in (-1, x.ndim - 1)
+        return "torch is faster for halves" if last or x.shape[axis] <= LONGEST_SUM else None
+    return reason
 
 
 def why_not_binary_cross_entropy(
