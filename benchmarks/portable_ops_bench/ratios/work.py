@@ -26,8 +26,6 @@ from portable_ops_bench.model import Status, Struct
 FEWEST_ROUNDS = 5
 LONG = 0.1
 """Seconds: what takes longer at first is not called again to find out how long it takes."""
-SHORT = 0.002
-"""Seconds: of shorter calls, the rounds that were disturbed are left out."""
 PAUSE = 0.02
 """Seconds between long calls, in which the threads of the library before, which spin while they wait for work, go to sleep."""
 Function = Callable[[], Any]
@@ -256,8 +254,7 @@ def _compared(work: Work, asked: tuple[Against, ...]) -> list[Line]:
 
 def compared(unit: Unit, ours: Sequence[float], other: Sequence[float]) -> dict[str, Any]:
     """The numbers of a row, from the times of its rounds."""
-    if statistics.median([*ours, *other]) < SHORT:
-        ours, other = _undisturbed(ours, other)
+    ours, other = _undisturbed(ours, other)
     middle, against = statistics.median(ours), statistics.median(other)
     q1, between, q3 = statistics.quantiles(map(unit.of, ours, other), n=4, method="inclusive")
     return {
@@ -271,12 +268,17 @@ def compared(unit: Unit, ours: Sequence[float], other: Sequence[float]) -> dict[
 
 
 def _undisturbed(ours: Sequence[float], other: Sequence[float]) -> tuple[list[float], list[float]]:
-    """The half of the rounds that took least, both functions together.
+    """The half of the rounds in which the two functions together took least, each in units of its median.
 
-    What else runs on the CPUs of a virtual machine makes calls take up to twice as long for tens of milliseconds. Of short
-    ones, some rounds are hit and some are not, and a small difference of two medians then is one of how often either was.
+    What else runs on the CPUs of a virtual machine, or in their memory, makes calls take up to twice as long for a while. Some
+    rounds are hit and some are not, and how two medians compare is then a matter of how often either was.
     """
-    rounds = sorted(zip(ours, other, strict=True), key=sum)[: max(FEWEST_ROUNDS, len(ours) // 2)]
+    usual, others_usual = statistics.median(ours), statistics.median(other)
+
+    def took(both: tuple[float, float]) -> float:
+        return both[0] / usual + both[1] / others_usual
+
+    rounds = sorted(zip(ours, other, strict=True), key=took)[: max(FEWEST_ROUNDS, len(ours) // 2)]
     return [one for one, _ in rounds], [one for _, one in rounds]
 
 
