@@ -124,6 +124,21 @@ torch.testing.assert_close(compiled(z, labels, p), function(z, labels, p))
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+def test_the_first_call_of_a_process_compiles_with_numpy_arrays() -> None:
+    code = """
+import warnings
+import numpy as np
+import portable_ops as po
+import torch
+warnings.simplefilter("error")
+compiled = torch.compile(lambda x: po.softmax(x), backend="eager")
+for _ in range(2):
+    np.testing.assert_allclose(compiled(np.zeros((2, 4), np.float32)), 0.25)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 @usual_and_standard
 @table(FLOATING)
 def test_gradcheck(function: Function, x: Any) -> None:
