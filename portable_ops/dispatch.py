@@ -116,7 +116,7 @@ def operation(
         name, keywords = op.name, op.keyword_arrays
 
         def in_full(arrays: tuple[Any, ...], options: dict[str, Any], key: Any) -> Any:
-            meet(type(arrays[0]))
+            meet(type(arrays[0]))  # NumPy's arrays come without having been met
             route = ROUTES.get(type(arrays[0]))
             if route is None or not is_joined(route, arrays, options, keywords):
                 route, arrays, options = join(op, arrays, options)

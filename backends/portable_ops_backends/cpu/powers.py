@@ -14,11 +14,9 @@ from numba import types
 from numba.core import cgutils
 
 from portable_ops_backends.cpu.compiling import compiled
-from portable_ops_backends.cpu.vectors import VECTORS, constant, place, vector_of, written_out
+from portable_ops_backends.cpu.vectors import FUSED, VECTORS, constant, place, vector_of, written_out
 
 build: Any = cgutils  # it states no types
-
-FUSED = ("contract",)
 
 
 class _Format(NamedTuple):

@@ -13,7 +13,7 @@ from numba import types
 from numba.core import cgutils
 
 from portable_ops_backends.cpu.compiling import compiled
-from portable_ops_backends.cpu.vectors import AVX512, VECTORS, constant, place, vector_of, written_out
+from portable_ops_backends.cpu.vectors import AVX512, FUSED, VECTORS, constant, place, vector_of, written_out
 
 build: Any = cgutils  # it states no types
 
@@ -53,7 +53,6 @@ def _tile(rows: int, add: bool) -> Any:
                 for place in (0, 4, 7, 10)
             )
             itemsize, vector = vector_of(signature.args[0].dtype)
-            fused = ("contract",)
 
             def number(value: int) -> Any:
                 return ir.Constant(ir.IntType(n.bitwidth), value)
@@ -75,8 +74,8 @@ def _tile(rows: int, add: bool) -> Any:
                         alone, alone, constant(ir.VectorType(ir.IntType(32), vector.count), 0)
                     )
                     for column, one in enumerate(line):
-                        product = builder.fmul(spread, right[column], flags=fused)
-                        builder.store(builder.fadd(builder.load(one), product, flags=fused), one)
+                        product = builder.fmul(spread, right[column], flags=FUSED)
+                        builder.store(builder.fadd(builder.load(one), product, flags=FUSED), one)
             for column in range(VECTORS):
                 other = place(builder, beside, l0, column)
                 met = builder.load(other, align=itemsize)
@@ -84,8 +83,8 @@ def _tile(rows: int, add: bool) -> Any:
                     result = builder.load(line[column])
                     target = place(builder, c, builder.add(c0, builder.mul(width, number(row))), column)
                     if add:
-                        kept = builder.fmul(builder.load(target, align=itemsize), met, flags=fused)
-                        result = builder.fadd(kept, result, flags=fused)
+                        kept = builder.fmul(builder.load(target, align=itemsize), met, flags=FUSED)
+                        result = builder.fadd(kept, result, flags=FUSED)
                     else:
                         met = builder.select(builder.fcmp_ordered(">", result, met), result, met)
                     builder.store(result, target, align=itemsize)

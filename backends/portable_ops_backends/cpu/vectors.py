@@ -18,6 +18,9 @@ VECTOR_BYTES = 64 if AVX512 else 32 if _FEATURES.get("avx2", False) else 16
 VECTORS = 3
 """Columns of a tile, in vectors."""
 
+FUSED = ("contract",)
+"""What `arithmetic.FUSED` is for functions, for instructions: a product may be fused with a sum."""
+
 
 def written_out(function: Callable[..., Any]) -> Any:
     """What Numba calls an intrinsic: given types, `function` returns a signature and what writes the instructions."""
