@@ -1,8 +1,8 @@
 """Counting pairs of labels in one pass over them.
 
-Label maps have long runs: pairs are compared with those before them, 64 at once, and a run is counted at its end. Where there
-are many short ones, pairs are counted one by one into several histograms in turn, since adding to a counter that was stored to
-just now has to wait for that store.
+Label maps have long runs: pairs are compared with those before them, 64 at once; where runs end is listed, and runs are counted
+from the list. So there are few branches that the CPU cannot foresee. Where there are many short runs, pairs are counted one by
+one.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import array_api_compat.numpy as xp
 import numpy as np
 
 from portable_ops.counting import Areas, raise_for_labels
-from portable_ops_backends.cpu.bits import GROUP, changes, lowest, number_set
+from portable_ops_backends.cpu.bits import lowest, number_set
 from portable_ops_backends.cpu.compiling import compiled
 from portable_ops_backends.cpu.labels import comparable, label_to_ignore
-from portable_ops_backends.cpu.layout import memory_order, readonly
+from portable_ops_backends.cpu.layout import flattened, memory_order
+from portable_ops_backends.cpu.pairs import GROUP, HISTOGRAMS, changes, count_each, prefetch
 from portable_ops_backends.cpu.threads import parts_of, run_in_parts
 
 Array = np.ndarray[Any, Any]
 
-LANES = 4
-MOST_CLASSES_OF_LANES = 45
-"""Beyond, so many histograms would not fit into the first cache of a core."""
+MOST_CLASSES_OF_HISTOGRAMS = 45
+"""Beyond, so many of them would not fit into the first cache of a core."""
 
 SMALLEST_PART = 2**19
 MOST_CLASSES_OF_A_MATRIX = 128
@@ -32,60 +32,112 @@ MOST_CLASSES_OF_A_MATRIX = 128
 MOST_PAIRS = 2**31
 """Pairs after which counters of 32 bits are emptied."""
 
-MOST_RUNS = 24
-"""Runs that begin in a group of pairs up to which it pays to look for each; the branches cost more beyond."""
+MOST_RUNS = 32
+"""Runs that begin in a group of pairs up to which it pays to look for each."""
+
+FEW, MORE = 4, 8
+"""Runs of a group that are listed without a branch for each: so many at least, whether there are or not, and then so many."""
+
+LISTED = 512
+"""Runs after which those of the list are counted."""
+
+GROUPS = 8
+"""Groups that are counted one by one before runs are looked for again."""
 
 
 @compiled
-def _code(p: Any, t: Any, num_classes: Any, ignored: Any, has_ignored: bool, limits: Array) -> Any:
+def _code(p: Any, t: Any, num_classes: Any, ignored: Any, has_ignored: bool) -> Any:
     """Where a pair is counted: ``K * K`` if a label names no class, one further if it is to be ignored.
 
-    In the unsigned dtype of `limits`, in which a negative label is too large.
+    As integers without sign, in which a negative label is too large.
     """
-    number = limits.dtype.type
-    inside = (number(t) < num_classes) & (number(p) < num_classes)
-    code = number(number(t) * num_classes + number(p)) if inside else number(num_classes * num_classes)
-    return number(num_classes * num_classes + number(1)) if has_ignored and number(t) == ignored else code
+    pred, target, classes = np.uint64(p), np.uint64(t), np.uint64(num_classes)
+    code = target * classes + pred if (target < classes) & (pred < classes) else classes * classes
+    return classes * classes + np.uint64(1) if has_ignored and target == ignored else code
 
 
 @compiled
-def _count(pred: Array, target: Array, limits: Array, has_ignored: bool, counts: Array) -> None:
-    """Pairs of labels; `counts` is (LANES, K * K + 2), or (1, K * K + 2): pairs, bad ones, ignored ones.
+def _count_runs(
+    pred: Array,
+    target: Array,
+    begin: Any,
+    ends: Array,
+    listed: Any,
+    num_classes: Any,
+    ignored: Any,
+    has_ignored: bool,
+    counts: Array,
+) -> Any:
+    """Count the run from `begin` on and those after it, of which `ends` says where they end; returns where the last does."""
+    for k in range(listed):
+        stop = ends[k]
+        counts[_code(pred[begin], target[begin], num_classes, ignored, has_ignored)] += np.uint32(stop - begin)
+        begin = stop
+    return begin
 
-    `limits` are K and the label to ignore, in an unsigned dtype that holds all labels and pairs.
+
+@compiled
+def _list_changes(bits: Any, found: Any, group: Any, ends: Array, listed: Any) -> Any:
+    """Append where pairs differ from those before them; returns how many are listed then."""
+    k = listed
+    for _ in range(FEW):
+        ends[k] = group + lowest(bits)
+        bits &= bits - np.uint64(1)
+        k += np.uint64(1)
+    if found > FEW:
+        for _ in range(MORE - FEW):
+            ends[k] = group + lowest(bits)
+            bits &= bits - np.uint64(1)
+            k += np.uint64(1)
+        while bits:
+            ends[k] = group + lowest(bits)
+            bits &= bits - np.uint64(1)
+            k += np.uint64(1)
+    return listed + found
+
+
+@compiled
+def _count(
+    pred: Array, target: Array, num_classes: Any, ignored: Any, has_ignored: bool, histograms: int, total: Array
+) -> None:
+    """Add pairs of labels to `total`, of size K * K + 2: pairs, bad ones, ignored ones.
+
+    `num_classes` is of an unsigned dtype that holds all these numbers, `ignored` a uint64. `histograms` is 1 or `HISTOGRAMS`.
     """
-    num_classes, ignored, one = limits[0], limits[1], np.uint32(1)
-    codes = np.empty(GROUP, np.uint32)
-    last = counts.shape[0] - 1
+    counts = np.zeros((histograms, total.size), np.uint32)
+    last = histograms - 1
     first, second, third, fourth = counts[0], counts[1 & last], counts[2 & last], counts[3 & last]
-    # The run from `begin` on has not been counted yet.
+    ends, listed = np.empty(LISTED + GROUP, np.uint64), np.uint64(0)
+    # The run from `begin` on has not been counted yet, nor have those that are listed.
     begin, group, size = np.uint64(0), np.uint64(1), np.uint64(pred.size)
     while group + np.uint64(GROUP) < size:
+        prefetch(pred, target, group)
         bits = changes(pred, target, group)
         found = number_set(bits)
         if found <= MOST_RUNS:
-            while bits:
-                stop = group + lowest(bits)
-                code = _code(pred[begin], target[begin], num_classes, ignored, has_ignored, limits)
-                first[code] += np.uint32(stop - begin)
-                begin = stop
-                bits &= bits - np.uint64(1)
+            listed = _list_changes(bits, found, group, ends, listed)
+            group += np.uint64(GROUP)
+            if listed < LISTED:
+                continue
+            begin = _count_runs(pred, target, begin, ends, listed, num_classes, ignored, has_ignored, first)
         else:
-            first[_code(pred[begin], target[begin], num_classes, ignored, has_ignored, limits)] += np.uint32(
-                group - begin
-            )
-            begin = group + np.uint64(GROUP)
-            p, t = pred[group:begin], target[group:begin]
-            for k in range(GROUP):
-                codes[k] = _code(p[k], t[k], num_classes, ignored, has_ignored, limits)
-            for k in range(0, GROUP, LANES):
-                first[codes[k]] += one
-                second[codes[k + 1]] += one
-                third[codes[k + 2]] += one
-                fourth[codes[k + 3]] += one
-        group += np.uint64(GROUP)
-    for i in range(np.int64(begin), pred.size):
-        first[_code(pred[i], target[i], num_classes, ignored, has_ignored, limits)] += one
+            ends[listed] = group
+            listed += np.uint64(1)
+            _count_runs(pred, target, begin, ends, listed, num_classes, ignored, has_ignored, first)
+            stop = min(group + np.uint64(GROUPS * GROUP), size)
+            while group + np.uint64(GROUP) <= stop:
+                prefetch(pred, target, group)
+                count_each(pred, target, group, num_classes, ignored, has_ignored, first, second, third, fourth)
+                group += np.uint64(GROUP)
+            begin = group
+            group += np.uint64(1)
+        listed = np.uint64(0)
+    begin = _count_runs(pred, target, begin, ends, listed, num_classes, ignored, has_ignored, first)
+    for i in range(begin, size):
+        first[_code(pred[i], target[i], num_classes, ignored, has_ignored)] += np.uint32(1)
+    for k in range(total.size):
+        for histogram in range(histograms):
+            total[k] += counts[histogram, k]
 
 
 @compiled
@@ -108,19 +160,18 @@ def _count_many_classes(
 def count_pairs(pred: Array, target: Array, num_classes: int, ignore_index: int | None) -> tuple[Array, int]:
     """The confusion matrix, rows = target, and how many elements have a label that names no class."""
     p, t, ignored = _prepared(pred, target, ignore_index)
-    wide = p.dtype.itemsize > 2 or t.dtype.itemsize > 2
-    limits = np.asarray([num_classes, (ignored or 0) % 2 ** (64 if wide else 32)], np.uint64 if wide else np.uint32)
-    lanes, bad = LANES if num_classes <= MOST_CLASSES_OF_LANES else 1, num_classes**2
-    total = np.zeros((parts_of(p.size, max(SMALLEST_PART, bad)), bad + 2), np.int64)
+    bad, part_size = num_classes**2, max(SMALLEST_PART, num_classes**2)
+    classes = np.min_scalar_type(max(bad + 1, 2**8)).type(num_classes)  # there are vectors of 16 bits and more
+    label = np.uint64((ignored or 0) % 2**64)
+    histograms = HISTOGRAMS if num_classes <= MOST_CLASSES_OF_HISTOGRAMS else 1
+    total = np.zeros((parts_of(p.size, part_size), bad + 2), np.int64)
 
     def work(part: int, start: int, stop: int) -> None:
         for first in range(start, stop, MOST_PAIRS):
             last = min(first + MOST_PAIRS, stop)
-            counts = np.zeros((lanes, bad + 2), np.uint32)
-            _count(p[first:last], t[first:last], limits, ignored is not None, counts)
-            total[part] += counts.sum(axis=0, dtype=np.int64)
+            _count(p[first:last], t[first:last], classes, label, ignored is not None, histograms, total[part])
 
-    run_in_parts(work, p.size, max(SMALLEST_PART, bad))
+    run_in_parts(work, p.size, part_size)
     pairs = total.sum(axis=0)
     return pairs[:bad].reshape(num_classes, num_classes), int(pairs[bad])
 
@@ -150,7 +201,7 @@ def count_areas(
 def _prepared(pred: Array, target: Array, ignore_index: int | None) -> tuple[Array, Array, int | None]:
     """Labels as flat read-only arrays in one order, of types that compare as int64, and the label to ignore, if any."""
     order = memory_order(pred)
-    p, t = (readonly(comparable(np.ravel(labels.transpose(order)))) for labels in (pred, target))
+    p, t = (flattened(comparable(labels), order) for labels in (pred, target))
     return p, t, label_to_ignore(target, ignore_index)
 
 
