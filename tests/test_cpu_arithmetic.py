@@ -21,7 +21,7 @@ DTYPES = ["float32", "float64"]
 @numba.njit
 def powers_of_e(x: Any, out: Any) -> None:
     for i in range(x.size):
-        out[i] = arithmetic.power_of_e(x[i])
+        out[i] = powers.power_of_e(x[i])
 
 
 @numba.njit

@@ -31,11 +31,6 @@ LONGEST_SUM = 1024
 """Terms of a sum in the dtype of the terms. Sums of sums are kept in float64."""
 
 
-def power_of_e(x: Any) -> Any:
-    """The exponential of a number that is not positive, denormal results and nan included."""
-    return np.exp(x)
-
-
 def logarithm(x: Any) -> Any:
     """The natural logarithm of a number that is at least one, +inf and nan included."""
     return np.log(x)
@@ -76,11 +71,6 @@ def sum_of(x: Any) -> float:
     return total
 
 
-@overload(power_of_e, jit_options={"fastmath": FUSED})
-def _power_of_e(x: Any) -> Any:
-    return {types.float32: _power_of_e_32, types.float64: _power_of_e_64}.get(x)
-
-
 @overload(logarithm, jit_options={"fastmath": FUSED})
 def _logarithm(x: Any) -> Any:
     return {types.float32: _logarithm_32, types.float64: _logarithm_64}.get(x)
@@ -99,40 +89,6 @@ def _rank(x: Any) -> Any:
 @overload(of_rank)
 def _of_rank(key: Any) -> Any:
     return {types.int32: _of_rank_32, types.int64: _of_rank_64}.get(key)
-
-
-def _power_of_e_32(x: Any) -> Any:
-    f, i = np.float32, np.int32
-    # Comparisons that are false for nan, which so stays what it is.
-    x = f(-104.0) if x < f(-104.0) else x
-    # Adding 1.5 * 2**23 rounds to an integer, which stands in the lowest bits; those of the exponent of a float32 are filled by
-    # moving them there. A conversion of nan would be undefined. The bias is 127, and 30 more, taken off in the end, keep
-    # 2**exponent from being denormal or 0 where the result is.
-    magic = f(12583069.0)
-    shifted = x * f(1.44269504) + magic
-    scale = i(f(shifted).view(np.int32) << i(23)).view(np.float32)
-    k = shifted - magic
-    r = (x - k * f(0.693145751953125)) - k * f(1.42860682e-6)
-    p = f(0.0083687168797281399) + r * f(0.0013814598646664034)
-    p = f(0.16666520631709497) + r * (f(0.041668388045313997) + r * p)
-    p = f(1.0) + (r + r * r * (f(0.49999993447796486) + r * p))
-    return p * scale * f(2.0**-30)
-
-
-def _power_of_e_64(x: Any) -> Any:
-    i = np.int64
-    x = -746.0 if x < -746.0 else x
-    magic = 6755399441055744.0 + 1023.0 + 60.0
-    shifted = x * 1.4426950408889634 + magic
-    scale = i(np.float64(shifted).view(np.int64) << i(52)).view(np.float64)
-    k = shifted - magic
-    r = (x - k * 0.6931471803691238) - k * 1.9082149292705877e-10
-    p = 2.7632755659330085e-7 + r * 2.5110049895839680e-8
-    p = 2.4801487326012342e-5 + r * (2.7557242336680413e-6 + r * p)
-    p = 1.3888888947820891e-3 + r * (1.9841269886590999e-4 + r * p)
-    p = 4.1666666666521991e-2 + r * (8.3333333333222073e-3 + r * p)
-    p = 1.0 + (r + r * r * (0.50000000000000102 + r * (0.16666666666666675 + r * p)))
-    return p * scale * 2.0**-60
 
 
 def _logarithm_32(x: Any) -> Any:

@@ -20,7 +20,7 @@ import numpy as np
 from portable_ops_backends.cpu.arithmetic import FUSED
 from portable_ops_backends.cpu.compiling import compiled
 from portable_ops_backends.cpu.layout import Array, readonly
-from portable_ops_backends.cpu.powers import power_of_two, take_powers
+from portable_ops_backends.cpu.powers import power_of_two, take_powers_of_two
 from portable_ops_backends.cpu.products import multiply, multiply_and_add
 from portable_ops_backends.cpu.threads import run_in_parts
 from portable_ops_backends.cpu.vectors import VECTOR_BYTES, VECTORS
@@ -165,7 +165,7 @@ def _attend(
                     for k in range(count):
                         _raise_peaks(part[k], peak)
                 _lower_earlier(before[block], peak, total[block], factor)
-                take_powers(flat, count, QUERIES, used, of_tile, peak, partial)
+                take_powers_of_two(flat, count, QUERIES, used, of_tile, peak, partial)
                 for q in range(used):
                     total[block, q] += partial[q]
                 multiply_and_add(

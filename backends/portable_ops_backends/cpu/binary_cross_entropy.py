@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from portable_ops_backends.cpu.arithmetic import FUSED, LONGEST_SUM, logarithm_of_one_and, power_of_e, sum_of
+from portable_ops_backends.cpu.arithmetic import FUSED, LONGEST_SUM, logarithm_of_one_and, sum_of
 from portable_ops_backends.cpu.compiling import compiled
 from portable_ops_backends.cpu.cross_entropy import LOSS, WEIGHT, add_to, reduced
 from portable_ops_backends.cpu.halves import as_number, as_stored
 from portable_ops_backends.cpu.labels import comparable
 from portable_ops_backends.cpu.layout import Array, flattened, memory_order, readonly, reordered
+from portable_ops_backends.cpu.powers import power_of_e
 from portable_ops_backends.cpu.threads import parts_of, run_in_parts
 
 SMALLEST_PART = 2**18

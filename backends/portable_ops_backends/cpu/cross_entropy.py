@@ -20,9 +20,9 @@ from portable_ops_backends.cpu.softmax import (
     SHORTEST_ROW,
     SMALLEST_PART,
     columns_of_block,
+    join_columns,
     joined_row,
     read_block,
-    sum_of_columns,
     take_logarithms,
     width_of_block,
 )
@@ -70,29 +70,33 @@ def _columns(
     stop: int,
 ) -> None:
     """Columns of (outer, n, inner); `target` is flat, and `losses` as long, or empty if only the sums are asked for."""
-    n = block.shape[0]
+    n, number = block.shape[0], block.dtype.type
     peak, short = np.empty(block.shape[1], block.dtype), np.empty(block.shape[1], block.dtype)
     spread, total = np.zeros(block.shape[1], block.dtype), np.empty((2, block.shape[1]), np.float64)
     all_weights = weight.sum()
     while start < stop:
         width = width_of_block(start, stop, x.shape[2], block.shape[1])
-        read_block(x, start, width, bfloat, block, peak)
-        sum_of_columns(block, width, peak, short, total, False)
+        read_block(x, start, width, bfloat, block)
+        join_columns(block, width, False, peak, short, total)
         take_logarithms(short[:width])
         if smoothing:
             spread[:width] = 0
             for c in range(n):
                 _add_weighted(block[c, :width], peak[:width], weight[c], spread[:width])
+        bad, labels = 0, target[start : start + width]
         for j in range(width):
-            t = class_of(target[start + j], n, ignored, has_ignored)
-            w = weight[max(t, 0)]
-            loss = (short[j] - (block[max(t, 0), j] - peak[j])) * w
+            t = class_of(labels[j], n, ignored, has_ignored)
+            known = np.uint64(max(t, 0))  # without sign, so that it is not asked whether to count from the end
+            w = weight[known]
+            loss = (short[j] - (block[known, np.uint64(j)] - peak[j])) * w
             if smoothing:
                 loss = (1 - smoothing) * loss + smoothing * ((all_weights * short[j] - spread[j]) / n)
             # What is no longer needed makes room for the element's loss and weight.
-            short[j], peak[j] = (loss, w) if t >= 0 else (0.0, 0.0)
-            sums[0, BAD] += t == -2
-            if losses.size:
+            short[j], peak[j] = (loss, w) if t >= 0 else (number(0), number(0))
+            bad += t == -2
+        sums[0, BAD] += bad
+        if losses.size:
+            for j in range(width):
                 losses[start + j] = as_stored(short[j], losses, bfloat)
         add_to(sums, LOSS, sum_of(short[:width]))
         add_to(sums, WEIGHT, sum_of(peak[:width]))

@@ -15,8 +15,8 @@ from portable_ops_backends.cpu.softmax import (
     SHORTEST_PIECE,
     SMALLEST_PART,
     columns_of_block,
+    join_columns,
     read_block,
-    sum_of_columns,
     width_of_block,
 )
 from portable_ops_backends.cpu.threads import run_in_parts
@@ -58,8 +58,8 @@ def _columns(
     all_weights = weight.sum()
     while start < stop:
         width = width_of_block(start, stop, inner, block.shape[1])
-        read_block(x, start, width, bfloat, block, peak)
-        sum_of_columns(block, width, peak, short, total, True)
+        read_block(x, start, width, bfloat, block)
+        join_columns(block, width, True, peak, short, total)
         for j in range(width):
             t = class_of(target[start + j], n, ignored, has_ignored)
             up = upstream[start + j if upstream.size > 1 else 0]

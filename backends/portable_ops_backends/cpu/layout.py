@@ -22,7 +22,7 @@ def memory_order(*arrays: Array) -> tuple[int, ...]:
 
 def flattened(x: Array, order: tuple[int, ...]) -> Array:
     """The elements in a row, by an order of axes: a read-only view, or a copy of what is not contiguous in that order."""
-    flat = (x if order == tuple(range(x.ndim)) else x.transpose(order)).reshape(-1)
+    flat = (x if order == tuple(range(x.ndim)) else x.transpose(order)).ravel()  # `reshape` would keep a stride
     flat.flags.writeable = False  # as `readonly`: this view is nobody else's
     return flat
 

@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from portable_ops_backends.cpu.vectors import written_out
+from portable_ops_backends.cpu.vectors import LINE_BYTES, written_out
 
 build: Any = cgutils  # it states no types
 
@@ -24,9 +24,6 @@ HISTOGRAMS = 4
 
 AHEAD = 4096
 """Bytes: as far ahead labels are asked for. CPUs do so by themselves, and not far enough for loops that take long at times."""
-
-LINE = 64
-"""Bytes that memory is fetched in."""
 
 _BYTE, _NUMBER, _WORD = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 
@@ -59,7 +56,7 @@ def prefetch(typing_context: Any, pred: Any, target: Any, start: Any) -> Any:
         to_read, to_keep, data = (ir.Constant(_NUMBER, number) for number in (0, 3, 1))
         for array, of in zip(given[:2], signature.args[:2], strict=True):
             first = builder.gep(_data(context, builder, array, of), [begin])
-            for offset in range(AHEAD, AHEAD + GROUP * of.dtype.bitwidth // 8, LINE):
+            for offset in range(AHEAD, AHEAD + GROUP * of.dtype.bitwidth // 8, LINE_BYTES):
                 place = builder.gep(builder.bitcast(first, _BYTE.as_pointer()), [ir.Constant(_WORD, offset)])
                 builder.call(fetch, [place, to_read, to_keep, data])
         return context.get_dummy_value()
@@ -153,7 +150,9 @@ def _one_by_one(builder: Any, codes: Any, bits: int) -> list[Any]:
 
 
 def _data(context: Any, builder: Any, array: Any, kind: Any) -> Any:
-    """The pointer to an array's first element."""
+    """The pointer to the first element of an array without gaps."""
+    if kind.layout != "C":
+        raise TypeError(f"expected a contiguous array, got {kind}")
     return build.create_struct_proxy(kind)(context, builder, value=array).data
 
 

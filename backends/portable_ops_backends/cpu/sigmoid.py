@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from portable_ops_backends.cpu.arithmetic import FUSED, logarithm_of_one_and, power_of_e
+from portable_ops_backends.cpu.arithmetic import FUSED, logarithm_of_one_and
 from portable_ops_backends.cpu.compiling import compiled
 from portable_ops_backends.cpu.halves import as_number, as_stored
 from portable_ops_backends.cpu.layout import Array, memory_order, readonly, reordered
+from portable_ops_backends.cpu.powers import power_of_e
 from portable_ops_backends.cpu.threads import run_in_parts
 
 SMALLEST_PART = 2**19

@@ -17,14 +17,15 @@ from portable_ops_backends.cpu.arithmetic import (
     REORDERED,
     logarithm,
     of_rank,
-    power_of_e,
     rank,
     two_sum,
 )
 from portable_ops_backends.cpu.compiling import compiled
 from portable_ops_backends.cpu.halves import as_number, as_stored
 from portable_ops_backends.cpu.layout import Array, along, reordered
+from portable_ops_backends.cpu.powers import add_powers_of_e, peaks_of_line, power_of_e, take_powers_of_e
 from portable_ops_backends.cpu.threads import run_in_parts
+from portable_ops_backends.cpu.vectors import LINE_BYTES
 
 SOFTMAX, LOG_SOFTMAX, LOGSUMEXP = range(3)
 
@@ -124,32 +125,26 @@ def _rows(x: Array, out: Array, form: int, bfloat: bool, row: Array, start: int,
             out[r, 0] = as_stored(result, out, bfloat)
 
 
-@compiled(fastmath=FUSED)
-def _read_line(piece: Array, bfloat: bool, line: Array, peak: Array) -> None:
+@compiled
+def _read_line(piece: Array, bfloat: bool, line: Array) -> None:
     for j in range(line.size):
-        value = as_number(piece[j], bfloat)
-        line[j] = value
-        peak[j] = value if value > peak[j] else peak[j]
+        line[j] = as_number(piece[j], bfloat)
 
 
 @compiled
-def read_block(x: Array, start: int, width: int, bfloat: bool, block: Array, peak: Array) -> None:
-    """Columns `start` to ``start + width`` of all that (outer, n, inner) has, and their maxima."""
+def read_block(x: Array, start: int, width: int, bfloat: bool, block: Array) -> None:
+    """Columns `start` to ``start + width`` of all that (outer, n, inner) has."""
     inner = x.shape[2]
-    peak[:width] = -np.inf
     if inner >= SHORTEST_PIECE:
         o, i = start // inner, start % inner
         for c in range(x.shape[1]):
             # Slices: an index that might be negative, as Numba sees it, is not vectorised.
-            _read_line(x[o, c, i : i + width], bfloat, block[c, :width], peak[:width])
+            _read_line(x[o, c, i : i + width], bfloat, block[c, :width])
     else:
         for j in range(width):
             o, i = (start + j) // inner, (start + j) % inner
             for c in range(x.shape[1]):
-                value = as_number(x[o, c, i], bfloat)
-                block[c, j] = value
-                peak[j] = value if value > peak[j] else peak[j]
-        # A nan is neither higher nor lower: the sum of powers finds it.
+                block[c, j] = as_number(x[o, c, i], bfloat)
 
 
 @compiled(fastmath=FUSED)
@@ -196,6 +191,7 @@ def _write_block(
 def _write_sums(block: Array, start: int, width: int, peak: Array, short: Array, bfloat: bool, out: Array) -> None:
     """Logarithms of the sums, whose shifted ones are `short`."""
     inner = out.shape[2]
+    o, i = start // inner, start % inner
     for j in range(width):
         result = peak[j] + short[j]
         if not _is_finite(peak[j]):
@@ -203,8 +199,10 @@ def _write_sums(block: Array, start: int, width: int, peak: Array, short: Array,
             result = peak[j]
             for c in range(block.shape[0]):
                 result = block[c, j] if block[c, j] != block[c, j] else result
-        o, i = (start + j) // inner, (start + j) % inner
         out[o, 0, i] = as_stored(result, out, bfloat)
+        i += 1
+        if i == inner:
+            o, i = o + 1, 0
 
 
 @compiled
@@ -214,47 +212,38 @@ def width_of_block(start: int, stop: int, inner: int, most: int) -> int:
     return min(width, inner - start % inner) if inner >= SHORTEST_PIECE else width
 
 
-@compiled(fastmath=FUSED)
-def _add_powers(line: Array, peak: Array, short: Array) -> None:
-    for j in range(peak.size):
-        short[j] += power_of_e(line[j] - peak[j])
-
-
-@compiled(fastmath=FUSED)
-def _take_powers(line: Array, peak: Array, short: Array) -> None:
-    for j in range(peak.size):
-        power = power_of_e(line[j] - peak[j])
-        line[j] = power
-        short[j] += power
-
-
 @compiled
 def _add_sums(total: Array, lost: Array, short: Array) -> None:
     for j in range(short.size):
         total[j], missing = two_sum(total[j], np.float64(short[j]))
         lost[j] += missing
-        short[j] = 0
 
 
 @compiled
-def sum_of_columns(block: Array, width: int, peak: Array, short: Array, total: Array, keep_powers: bool) -> None:
-    """Sums of the powers of a block's columns, in the dtype of the block; the powers take its place if they are kept.
+def join_columns(block: Array, width: int, keep_powers: bool, peak: Array, short: Array, total: Array) -> None:
+    """Maxima of a block's columns and sums of their powers, in its dtype; the powers take the entries' place if they are kept.
 
-    `total` is (2, columns), in float64: sums of short sums, and what these additions lose.
+    Of as many columns as a line of memory has at a time, up to the end of the last line. A nan is neither higher nor lower than
+    others: the sum of powers finds it. `total` is (2, columns), in float64.
     """
-    # Slices of lines, not of the block, whose lines Numba would not know to be contiguous any more.
-    peak, short = peak[:width], short[:width]
-    total[:] = 0.0
-    short[:] = 0
-    for c in range(block.shape[0]):
-        if keep_powers:
-            _take_powers(block[c, :width], peak, short)
-        else:
-            _add_powers(block[c, :width], peak, short)
-        if c % SHORT_SUM == SHORT_SUM - 1:
-            _add_sums(total[0, :width], total[1, :width], short)
-    for j in range(width):
-        short[j] = (total[0, j] + short[j]) + total[1, j]
+    n, columns = block.shape
+    entries, of_line = block.reshape(-1), LINE_BYTES // block.itemsize
+    # All maxima first: a sum that had to wait for its own would keep the CPU from working ahead.
+    for j in range(0, width, of_line):
+        peaks_of_line(entries, j, n, columns, peak, j)
+    for j in range(0, width, of_line):
+        if n > SHORT_SUM:
+            total[:, j : j + of_line] = 0.0
+        for c in range(0, n, SHORT_SUM):
+            rows = min(SHORT_SUM, n - c)
+            if keep_powers:
+                take_powers_of_e(entries, c * columns + j, rows, columns, peak, short, j)
+            else:
+                add_powers_of_e(entries, c * columns + j, rows, columns, peak, short, j)
+            if n > SHORT_SUM:
+                _add_sums(total[0, j : j + of_line], total[1, j : j + of_line], short[j : j + of_line])
+        if n > SHORT_SUM:
+            short[j : j + of_line] = total[0, j : j + of_line] + total[1, j : j + of_line]
 
 
 @compiled(fastmath=FUSED)
@@ -271,8 +260,8 @@ def _columns(x: Array, out: Array, form: int, bfloat: bool, block: Array, start:
     total = np.empty((2, block.shape[1]), np.float64)
     while start < stop:
         width = width_of_block(start, stop, x.shape[2], block.shape[1])
-        read_block(x, start, width, bfloat, block, peak)
-        sum_of_columns(block, width, peak, short, total, form == SOFTMAX)
+        read_block(x, start, width, bfloat, block)
+        join_columns(block, width, form == SOFTMAX, peak, short, total)
         if form != SOFTMAX:
             take_logarithms(short[:width])
         if form == LOGSUMEXP:

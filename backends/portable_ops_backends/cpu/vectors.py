@@ -18,6 +18,11 @@ VECTOR_BYTES = 64 if AVX512 else 32 if _FEATURES.get("avx2", False) else 16
 VECTORS = 3
 """Columns of a tile, in vectors."""
 
+LINE_BYTES = 64
+"""What memory is fetched and cached in."""
+
+VECTORS_OF_LINE = LINE_BYTES // VECTOR_BYTES
+
 FUSED = ("contract",)
 """What `arithmetic.FUSED` is for functions, for instructions: a product may be fused with a sum."""
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from portable_ops_backends.cpu.arithmetic import FUSED, power_of_e
+from portable_ops_backends.cpu.arithmetic import FUSED
 from portable_ops_backends.cpu.compiling import compiled
+from portable_ops_backends.cpu.powers import power_of_e
 
 
 @compiled(fastmath=FUSED)
