@@ -2,291 +2,12 @@
 
 from __future__ import annotations
 
-import math
-import sys
 from collections.abc import Callable, Mapping
-from functools import lru_cache
-from typing import Any
 
 from portable_ops.backend import Kernel, always
-from portable_ops.checks import normalized_axes
-from portable_ops.precision import LONGEST_IN_PAIRS
-from portable_ops.routes import kind_of
 from portable_ops_backends.cpu import availability
 from portable_ops_backends.cpu import torch_availability as on_cpu
-from portable_ops_backends.cuda import availability as on_cuda
-from portable_ops_backends.torch_tensors import LONGEST_SUM, is_concrete, on_host
-
-MOST_PIECES = 8
-"""In how many pieces of memory numbers may lie that torch is given to add: sums of pieces it adds one after the other."""
-
-FEW_TERMS = 64
-"""The most of which a mean is taken as a product with 1 / n: it takes a third of torch's own, of so few the longest step."""
-
-
-def why_never_elementwise(x: Any, /) -> str | None:
-    """torch keeps integers apart."""
-    return None if x.is_floating_point() else f"{kind_of(x)} input is converted first"
-
-
-def why_never_softmax(x: Any, /, *, axis: Any = -1, where: Any = None) -> str | None:
-    """torch takes one axis and no mask."""
-    if where is not None:
-        return "torch has no where="
-    if type(axis) is not int:
-        return "torch takes one axis"
-    if axis != -1 and x.shape[axis] > LONGEST_SUM and axis != x.ndim - 1:
-        return "torch loses digits in so long a sum"
-    return None if x.is_floating_point() else why_never_elementwise(x)
-
-
-def why_never_log_softmax(x: Any, /, *, axis: Any = -1, where: Any = None) -> str | None:
-    """Halves are computed in float32."""
-    return "halves are converted first" if kind_of(x) == "half" else why_never_softmax(x, axis=axis, where=where)
-
-
-def why_never_logsumexp_of_halves(
-    x: Any, /, *, axis: Any = -1, keepdims: bool = False, where: Any = None
-) -> str | None:
-    """torch takes no mask."""
-    if where is not None:
-        return "torch has no where="
-    if type(axis) is tuple and len(axis) > 1 and math.prod([x.shape[one] for one in axis]) > LONGEST_SUM:
-        # What does not lie in one piece of memory is added one after the other: 1074 eps were seen for (2, 19, 512, 512).
-        return "torch loses digits in so long a sum over several axes"
-    return None if x.is_floating_point() else why_never_elementwise(x)
-
-
-def why_never_logsumexp(x: Any, /, *, axis: Any = -1, keepdims: bool = False, where: Any = None) -> str | None:
-    """Halves are computed in float32."""
-    if kind_of(x) == "half":
-        return "halves are converted first"
-    return why_never_logsumexp_of_halves(x, axis=axis, where=where)
-
-
-def why_not_at_hand(x: Any, other: Any, /, *args: Any, **options: Any) -> str | None:
-    """Reason why the values of two tensors cannot be looked at."""
-    if not x.is_cpu:
-        return "not on the host"  # to name the device would take a microsecond, on every call
-    return None if is_concrete(x, other) else "traced: there are no values"
-
-
-def why_never_cross_entropy(
-    logits: Any, target: Any, /, *, weight: Any = None, from_logits: bool = True, **options: Any
-) -> str | None:
-    """torch takes logits."""
-    if not from_logits:
-        return "torch takes logits"
-    if target.ndim == logits.ndim:
-        return "class probabilities"
-    return _why_never_with_weight(logits, weight)
-
-
-def why_never_plain_cross_entropy(
-    logits: Any,
-    target: Any,
-    /,
-    *,
-    class_axis: int | None = None,
-    weight: Any = None,
-    ignore_index: int | None = None,
-    **options: Any,
-) -> str | None:
-    """What nothing need be done to."""
-    if class_axis is not None or weight is not None or ignore_index is not None:
-        return "options are given"
-    if kind_of(logits) == "half" or target.dtype != sys.modules["torch"].int64:
-        return "halves, or other labels than int64, are converted first"
-    return why_never_cross_entropy(logits, target, **options)
-
-
-def why_never_cross_entropy_of_probabilities(
-    logits: Any, target: Any, /, *, weight: Any = None, from_logits: bool = True, **options: Any
-) -> str | None:
-    """torch makes nan of an infinite logit whose probability is 0, which is mended where values are at hand."""
-    if not from_logits:
-        return "torch takes logits"
-    if target.ndim != logits.ndim:
-        return "class indices"
-    return _why_never_with_weight(logits, weight)
-
-
-def _why_never_with_weight(logits: Any, weight: Any) -> str | None:
-    if weight is not None and weight.requires_grad:
-        return "torch has no gradient with respect to the weights"
-    return why_never_elementwise(logits) if logits.numel() else "size 0"
-
-
-def why_not_raising(logits: Any, target: Any, /, **options: Any) -> str | None:
-    """Whether torch raises for a label out of range: on the host, also under `torch.func`, but not for fake tensors."""
-    torch = sys.modules["torch"]
-    if target.is_cpu and type(target) is torch.Tensor and not torch._C._len_torch_dispatch_stack():
-        return None
-    return why_not_at_hand(target, logits)
-
-
-def why_never_binary_cross_entropy(
-    logits: Any, target: Any, /, *, ignore_index: int | None = None, from_logits: bool = True, **options: Any
-) -> str | None:
-    """torch takes logits. A loss that is not finite is computed anew, so it must be possible to look at it."""
-    if not from_logits:
-        return "torch takes logits"
-    return "torch ignores no index" if ignore_index is not None else why_never_elementwise(logits)
-
-
-def why_never_plain_binary_cross_entropy(
-    logits: Any,
-    target: Any,
-    /,
-    *,
-    weight: Any = None,
-    pos_weight: Any = None,
-    reduction: str = "mean",
-    **options: Any,
-) -> str | None:
-    """What nothing need be done to, and few of it."""
-    if weight is not None or pos_weight is not None or reduction != "mean":
-        return "options are given"
-    if not logits.dtype == target.dtype == sys.modules["torch"].float32:
-        return "not float32"
-    if not 0 < logits.numel() <= FEW_TERMS:
-        return f"more than {FEW_TERMS} elements, or none"
-    return why_never_binary_cross_entropy(logits, target, **options)
-
-
-def why_never_focal_loss(
-    logits: Any,
-    target: Any,
-    /,
-    *,
-    gamma: float = 2.0,
-    activation: str = "softmax",
-    weight: Any = None,
-    **options: Any,
-) -> str | None:
-    """torch's cross-entropy and three steps more."""
-    if activation != "softmax" or target.ndim == logits.ndim:
-        return "not of class indices with softmax"
-    if weight is not None or not gamma or gamma % 2:
-        return "a weight, or a gamma that is not even"
-    if kind_of(logits) == "half":
-        return "halves are converted first"
-    most = availability.smallest_beside_torch("cross_entropy")
-    if logits.numel() >= most:
-        return f"from {most} elements on left to the definition, whose cross-entropy may have a kernel"
-    return why_never_elementwise(logits) if logits.numel() else "size 0"
-
-
-def why_never_dice(pred: Any, target: Any, /, **options: Any) -> str | None:
-    """Sums in the dtype of both."""
-    if kind_of(pred) == "half" or target.dtype != pred.dtype:
-        return "halves, or another dtype than that of pred, are converted first"
-    return why_never_elementwise(pred)
-
-
-def why_not_dice(pred: Any, target: Any, /, *, axis: Any = None, **options: Any) -> str | None:
-    """Whether something is empty is looked at."""
-    reason = why_not_at_hand(pred, target)
-    if reason is None:
-        shape, steps, others, axes = pred.shape, pred.stride(), target.stride(), normalized_axes(axis, pred)
-        reason = _why_not_added(shape, steps, axes)
-        if reason is None and others != steps:
-            reason = _why_not_added(shape, others, axes)
-    return reason
-
-
-@lru_cache(2**12)
-def _why_not_added(shape: tuple[int, ...], strides: tuple[int, ...], axes: tuple[int, ...]) -> str | None:
-    """Whether torch loses digits in the sum of an array along axes, by how many of its elements lie side by side."""
-    count, size = math.prod([shape[one] for one in axes]), 1
-    for one in sorted(range(len(shape)), key=strides.__getitem__):
-        if shape[one] != 1:
-            if one not in axes or strides[one] != size:
-                break
-            size *= shape[one]
-    pieces = count // max(size, 1)
-    if count > LONGEST_SUM and (pieces > MOST_PIECES or count > LONGEST_IN_PAIRS):
-        return f"torch loses digits in a sum of {count} numbers in {pieces} pieces of memory"
-    return None
-
-
-def why_never_linear(x: Any, weight: Any, bias: Any, /) -> str | None:
-    """torch takes one dtype."""
-    return None if x.dtype == weight.dtype == bias.dtype else "dtypes differ"
-
-
-def why_never_attention(query: Any, key: Any, value: Any, /, *, dropout_p: float = 0.0, **options: Any) -> str | None:
-    """torch's dropout takes no generator."""
-    if dropout_p:
-        return "torch's dropout takes no generator"
-    return why_never_elementwise(query) if query.numel() and key.numel() and value.numel() else "size 0"
-
-
-def why_never_plain_attention(
-    query: Any,
-    key: Any,
-    value: Any,
-    /,
-    *,
-    mask: Any = None,
-    bias: Any = None,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-    **options: Any,
-) -> str | None:
-    """What nothing need be done to."""
-    if mask is not None or bias is not None or is_causal or scale is not None or enable_gqa:
-        return "options are given"
-    if not query.dtype == key.dtype == value.dtype:
-        return "dtypes differ"
-    return why_never_attention(query, key, value, **options)
-
-
-def why_not_plain_attention(
-    query: Any, key: Any, value: Any, /, *, enable_gqa: bool = False, **options: Any
-) -> str | None:
-    """On a GPU some of torch's kernels hold all weights."""
-    if not query.is_cuda:
-        return None
-    return on_cuda.why_not_fused_attention(query, value, key.shape[-2], ndim=query.ndim, enable_gqa=enable_gqa)
-
-
-def why_not_attention(
-    query: Any, key: Any, value: Any, /, *, mask: Any = None, is_causal: bool = False, **options: Any
-) -> str | None:
-    """nan in a masked key or value leaks into torch's result."""
-    reason = why_not_plain_attention(query, key, value, **options)
-    if reason is not None or (mask is None and not is_causal):
-        return reason
-    # A sum is not finite if a term is not, and it needs no temporary; its own overflow only costs the kernel.
-    if on_host(key) and is_concrete(key) and not bool((query.sum() + key.sum() + value.sum()).isfinite()):
-        return "a query, key or value that is not finite would leak through torch's mask"
-    return None
-
-
-def why_not_bincount(
-    pred: Any, target: Any, /, num_classes: int, *, validate: bool | None = None, **options: Any
-) -> str | None:
-    """`torch.bincount` has a shape that depends on values, for which it waits where they are on a GPU."""
-    if not is_concrete(pred, target):
-        return "traced: torch.bincount needs values"
-    return "torch.bincount waits for the device" if validate is False and not on_host(pred) else None
-
-
-def why_never_cuda(pred: Any, target: Any, /, num_classes: int, **options: Any) -> str | None:
-    """CUDA kernels need a GPU."""
-    if not sys.modules["torch"].cuda.is_available():
-        return "no CUDA device"
-    return on_cuda.why_not_counting(pred, target, num_classes, **options)
-
-
-def why_not_cuda(pred: Any, target: Any, /, *args: Any, **options: Any) -> str | None:
-    """They read its memory."""
-    if not pred.is_cuda:
-        return "not on a CUDA device"
-    return None if is_concrete(pred, target) else "traced: the kernel needs memory"
-
+from portable_ops_backends.native import torch_availability as of_torch
 
 Asked = Callable[..., str | None]
 
@@ -315,14 +36,18 @@ def _native_loss(function: str, why_never: Asked, why_not: Asked) -> Kernel:
 
 def _counting(function: str) -> tuple[Kernel, ...]:
     return (
-        _numba("torch_counting", function, availability.why_not_counting, why_not_at_hand),
+        _numba("torch_counting", function, availability.why_not_counting, of_torch.why_not_at_hand),
         Kernel(
             name="cuda",
             function=f"portable_ops_backends.cuda.counting:{function}",
-            why_never=why_never_cuda,
-            why_not=why_not_cuda,
+            why_never=of_torch.why_never_cuda,
+            why_not=of_torch.why_not_cuda,
         ),
-        Kernel(name="bincount", function=f"portable_ops_backends.native.bincount:{function}", why_not=why_not_bincount),
+        Kernel(
+            name="bincount",
+            function=f"portable_ops_backends.native.bincount:{function}",
+            why_not=of_torch.why_not_bincount,
+        ),
         Kernel(
             name="scatter_add",
             function=f"portable_ops_backends.native.torch:{function}",
@@ -332,22 +57,22 @@ def _counting(function: str) -> tuple[Kernel, ...]:
 
 
 kernels: Mapping[str, tuple[Kernel, ...]] = {
-    "softmax": _activation("softmax", on_cpu.why_never_softmax, _native("softmax", why_never_softmax)),
+    "softmax": _activation("softmax", on_cpu.why_never_softmax, _native("softmax", of_torch.why_never_softmax)),
     "log_softmax": _activation(
         "log_softmax",
         availability.why_not_softmax,
-        _native("log_softmax", why_never_log_softmax),
-        _native("log_softmax_of_halves", why_never_softmax),
+        _native("log_softmax", of_torch.why_never_log_softmax),
+        _native("log_softmax_of_halves", of_torch.why_never_softmax),
     ),
     "logsumexp": _activation(
         "logsumexp",
         availability.why_not_logsumexp,
-        _native("logsumexp", why_never_logsumexp),
-        _native("logsumexp_of_halves", why_never_logsumexp_of_halves),
+        _native("logsumexp", of_torch.why_never_logsumexp),
+        _native("logsumexp_of_halves", of_torch.why_never_logsumexp_of_halves),
     ),
-    "sigmoid": _activation("sigmoid", on_cpu.why_never_sigmoid, _native("sigmoid", why_never_elementwise)),
+    "sigmoid": _activation("sigmoid", on_cpu.why_never_sigmoid, _native("sigmoid", of_torch.why_never_elementwise)),
     "log_sigmoid": _activation(
-        "log_sigmoid", availability.why_not_elementwise, _native("log_sigmoid", why_never_elementwise)
+        "log_sigmoid", availability.why_not_elementwise, _native("log_sigmoid", of_torch.why_never_elementwise)
     ),
     "cross_entropy": (
         _numba(
@@ -356,10 +81,14 @@ kernels: Mapping[str, tuple[Kernel, ...]] = {
             on_cpu.why_never_cross_entropy,
             on_cpu.why_not_cross_entropy,
         ),
-        _native_loss("plain_cross_entropy", why_never_plain_cross_entropy, why_not_raising),
-        _native_loss("cross_entropy", why_never_cross_entropy, why_not_raising),
-        _native("traced_cross_entropy", why_never_cross_entropy, module="torch_losses"),
-        _native_loss("cross_entropy_of_probabilities", why_never_cross_entropy_of_probabilities, why_not_at_hand),
+        _native_loss("plain_cross_entropy", of_torch.why_never_plain_cross_entropy, of_torch.why_not_raising),
+        _native_loss("cross_entropy", of_torch.why_never_cross_entropy, of_torch.why_not_raising),
+        _native("traced_cross_entropy", of_torch.why_never_cross_entropy, module="torch_losses"),
+        _native_loss(
+            "cross_entropy_of_probabilities",
+            of_torch.why_never_cross_entropy_of_probabilities,
+            of_torch.why_not_at_hand,
+        ),
     ),
     "binary_cross_entropy": (
         _numba(
@@ -368,18 +97,23 @@ kernels: Mapping[str, tuple[Kernel, ...]] = {
             availability.why_not_binary_cross_entropy,
             on_cpu.why_not_binary_cross_entropy,
         ),
-        _native_loss("plain_binary_cross_entropy", why_never_plain_binary_cross_entropy, why_not_at_hand),
-        _native_loss("binary_cross_entropy", why_never_binary_cross_entropy, why_not_at_hand),
+        _native_loss(
+            "plain_binary_cross_entropy", of_torch.why_never_plain_binary_cross_entropy, of_torch.why_not_at_hand
+        ),
+        _native_loss("binary_cross_entropy", of_torch.why_never_binary_cross_entropy, of_torch.why_not_at_hand),
     ),
-    "focal_loss": (_native_loss("focal_loss", why_never_focal_loss, why_not_raising),),
+    "focal_loss": (_native_loss("focal_loss", of_torch.why_never_focal_loss, of_torch.why_not_raising),),
     "dice_coefficient": (
         _numba("torch_dice", "dice_coefficient", availability.why_not_dice, on_cpu.why_not_dice),
-        _native_loss("dice_coefficient", why_never_dice, why_not_dice),
+        _native_loss("dice_coefficient", of_torch.why_never_dice, of_torch.why_not_dice),
     ),
-    "linear": (_native("linear", why_never_linear),),
+    "jaccard_loss": (_native_loss("jaccard_loss", of_torch.why_never_overlap_loss, of_torch.why_not_dice),),
+    "tversky_loss": (_native_loss("tversky_loss", of_torch.why_never_overlap_loss, of_torch.why_not_dice),),
+    "linear": (_native("linear", of_torch.why_never_linear),),
     "scaled_dot_product_attention": (
-        _native("plain_attention", why_never_plain_attention, why_not_plain_attention),
-        _native("scaled_dot_product_attention", why_never_attention, why_not_attention),
+        _native("plain_attention", of_torch.why_never_plain_attention_on_host),
+        _native("plain_attention", of_torch.why_never_plain_attention, of_torch.why_not_plain_attention),
+        _native("scaled_dot_product_attention", of_torch.why_never_attention, of_torch.why_not_attention),
     ),
     "confusion_matrix": _counting("confusion_matrix"),
     "intersection_and_union": _counting("intersection_and_union"),

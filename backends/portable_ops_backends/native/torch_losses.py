@@ -232,6 +232,60 @@ def dice_coefficient(
     return half + half  # a factor would be made a tensor first, which takes twice as long
 
 
+def tversky_loss(
+    pred: Tensor,
+    target: Tensor,
+    /,
+    *,
+    alpha: float = 0.5,
+    beta: float = 0.5,
+    axis: Axis = None,
+    smooth: float = 0.0,
+    absent: float = 1.0,
+    reduction: str = "mean",
+    **defaults: object,
+) -> Tensor:
+    """See `portable_ops.tversky_loss`; of two masks as they are."""
+    axes = normalized_axes(axis, pred)
+    overlap, predicted, actual = (pred * target).sum(axes), pred.sum(axes), target.sum(axes)
+    total = torch.add(torch.add(overlap, predicted - overlap, alpha=alpha), actual - overlap, alpha=beta)
+    if not total.all():
+        with standard_only():
+            return po.tversky_loss(
+                pred, target, alpha=alpha, beta=beta, axis=axis, smooth=smooth, absent=absent, reduction=reduction
+            )
+    return _loss_of_overlap(overlap, total, smooth, reduction)
+
+
+def jaccard_loss(
+    pred: Tensor,
+    target: Tensor,
+    /,
+    *,
+    axis: Axis = None,
+    smooth: float = 0.0,
+    absent: float = 1.0,
+    reduction: str = "mean",
+    **defaults: object,
+) -> Tensor:
+    """See `portable_ops.jaccard_loss`; of two masks as they are."""
+    axes = normalized_axes(axis, pred)
+    overlap = (pred * target).sum(axes)
+    total = overlap + (pred.sum(axes) - overlap) + (target.sum(axes) - overlap)
+    if not total.all():
+        with standard_only():
+            return po.jaccard_loss(pred, target, axis=axis, smooth=smooth, absent=absent, reduction=reduction)
+    return _loss_of_overlap(overlap, total, smooth, reduction)
+
+
+def _loss_of_overlap(overlap: Tensor, total: Tensor, smooth: float, reduction: str) -> Tensor:
+    """One minus the share of the overlap, of totals that are not 0."""
+    loss = 1 - ((overlap + smooth) / (total + smooth) if smooth else overlap / total)
+    if reduction == "none" or not loss.ndim:
+        return loss
+    return loss.sum() if reduction == "sum" else loss.mean()
+
+
 def _skipped(target: Tensor, ignore_index: int | None) -> int:
     """The widened label that torch is to ignore."""
     if ignore_index is None:
