@@ -14,28 +14,22 @@ from typing import Any
 # Parameters have no leading underscore, so that they cannot be taken for variables. Names that nothing here binds are those
 # of `portable_ops.dispatch`, in whose namespace this runs.
 _SOURCE = """\
-def write(in_full, meet, ndarray, plans_of_numpy, {defaults}):
+def write(in_full, {defaults}):
     def {name}({parameters}):
         _known = _key = None
         _type = type({first})
-        if _type is ndarray:  # which no compiler traces, and which has one device
-            _route, _plans = None, plans_of_numpy
-        else:
-            meet(_type)
-            _route = ROUTES.get(_type)
-            if _route is None or ((_traced := _route.is_traced) is not None and _traced()):
-                _plans = None
-            else:
-                _plans = _route.plans
-        if _plans is not None and {plain} and not (_was_used and _mode.standard_only):
-            try:
-                _key = {key}
-                {options}
-                if _route is not None and not _route.one_device:
-                    _key = _key, *map(_route.backend.device_of, ({arrays},))
-                _known = _plans.get(_key)
-            except _NOT_TO_BE_REMEMBERED:
-                _key = None
+        _memory = MEMORY.get(_type)
+        if _memory is not None and {plain} and not (_was_used and _mode.standard_only):
+            _plans, _is_traced, _device_of = _memory
+            if _is_traced is None or not _is_traced():
+                try:
+                    _key = {key}
+                    {options}
+                    if _device_of is not None:
+                        _key = _key, *map(_device_of, ({arrays},))
+                    _known = _plans.get(_key)
+                except _NOT_TO_BE_REMEMBERED:
+                    _key = None
         if _known is None:
             return in_full(({arrays},), {given}, _key)
         _asked, _certain = _known
@@ -52,9 +46,6 @@ def written(
     signature: inspect.Signature,
     keyword_arrays: tuple[str, ...],
     in_full: Callable[[tuple[Any, ...], dict[str, Any], Any], Any],
-    meet: Callable[[type], None],
-    ndarray: type,
-    plans_of_numpy: dict[Any, Any],
     namespace: dict[str, Any],
 ) -> Callable[..., Any]:
     """A function with this signature: what is remembered of calls with the same types, dtypes, shapes and options, done.
@@ -94,13 +85,8 @@ def written(
     linecache.cache[filename] = len(source), None, source.splitlines(keepends=True), filename  # for tracebacks
     made: dict[str, Any] = {}
     exec(compile(source, filename, "exec"), namespace, made)
-    function: Callable[..., Any] = made["write"](
-        in_full,
-        meet,
-        ndarray,
-        plans_of_numpy,
-        **{usual[one.name]: one.default for one in options if one.name in usual},
-    )
+    defaults = {usual[one.name]: one.default for one in options if one.name in usual}
+    function: Callable[..., Any] = made["write"](in_full, **defaults)
     return function
 
 

@@ -22,8 +22,7 @@ from portable_ops.calls import written
 from portable_ops.joining import is_joined, join
 from portable_ops.routes import (
     KERNELS,
-    NDARRAY,
-    PLANS_OF_NUMPY,
+    MEMORY,
     ROUTES,
     Namespace,
     Plan,
@@ -31,6 +30,7 @@ from portable_ops.routes import (
     load_kernel,
     meet,
     remember,
+    remember_type,
 )
 
 P = ParamSpec("P")
@@ -116,8 +116,9 @@ def operation(
         name, keywords = op.name, op.keyword_arrays
 
         def in_full(arrays: tuple[Any, ...], options: dict[str, Any], key: Any) -> Any:
-            meet(type(arrays[0]))  # NumPy's arrays come without having been met
-            route = ROUTES.get(type(arrays[0]))
+            cls = type(arrays[0])
+            meet(cls)
+            route = ROUTES.get(cls)
             if route is None or not is_joined(route, arrays, options, keywords):
                 route, arrays, options = join(op, arrays, options)
                 key = None
@@ -125,9 +126,11 @@ def operation(
             serves = _serving(op, route, arrays, options)
             if key is not None and _may_be_kept(arrays, options):
                 remember(route, key, _plan(op, route, arrays, options))
+            elif cls not in MEMORY:
+                remember_type(cls)
             return serves(*arrays, **options)
 
-        call = written(name, op.signature, keywords, in_full, meet, NDARRAY, PLANS_OF_NUMPY, globals())
+        call = written(name, op.signature, keywords, in_full, globals())
         function = functools.wraps(definition)(cast("Callable[P, R]", call))
         function.__signature__ = op.signature  # type: ignore[attr-defined]
         return function

@@ -42,10 +42,13 @@ class Route:
 ROUTES: dict[type, Route] = {}
 """By array type. One plain dictionary, read on every call."""
 
-NDARRAY = np.ndarray
+Memory = tuple[dict[Any, Plan], Callable[[], bool] | None, Callable[[Array], Any] | None]
+"""The plans of a route, its `is_traced`, and its backend's `device_of` where there are several devices."""
 
-PLANS_OF_NUMPY: dict[Any, Plan] = {}
-"""What NumPy's route remembers, read on every call without it."""
+MEMORY: dict[type, Memory] = {np.ndarray: ({}, None, None)}
+"""By array type, read first on every call. It is not filled while a compiler traces, which would guard what was there before:
+therefore NumPy's arrays, which torch.compile takes as well, are there from the beginning.
+"""
 
 KERNELS: dict[str, Callable[..., Any]] = {}
 """Kernels that have been imported, by path."""
@@ -123,6 +126,16 @@ def remember(route: Route, key: Any, plan: Plan) -> None:
         route.plans[key] = plan
 
 
+def remember_type(cls: type) -> None:
+    """Let calls with arrays of a type that has been met look for plans, unless a compiler is tracing."""
+    route = ROUTES.get(cls)
+    if route is None or route.plans is None or (route.is_traced is not None and route.is_traced()):
+        return
+    memory = route.plans, route.is_traced, None if route.one_device else route.backend.device_of
+    # With all types of the library at once, what is compiled after the first call is not compiled anew for another.
+    MEMORY.update({one: memory for one, other in list(ROUTES.items()) if other is route})
+
+
 def load_kernel(path: str) -> Callable[..., Any]:
     """Import a kernel."""
     function: Callable[..., Any] = load(path)
@@ -142,7 +155,7 @@ def route_of_backend(backend: Backend) -> Route:
             _kinds(xp),
             one_device=len(backend.devices()) < 2,
             is_traced=load(backend.is_traced) if backend.is_traced else None,
-            plans=(PLANS_OF_NUMPY if backend.name == "numpy" else {}) if backend.remembered else None,
+            plans=(MEMORY[np.ndarray][0] if backend.name == "numpy" else {}) if backend.remembered else None,
         )
         route = _ROUTE_OF_BACKEND.setdefault(backend.name, found)
         for path in backend.array_types:

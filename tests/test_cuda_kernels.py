@@ -21,7 +21,7 @@ from portable_ops_bench.cases import CASES, Case
 
 import portable_ops as po
 from portable_ops.backend import Backend, registered_backends
-from portable_ops.routes import PLANS_OF_NUMPY, ROUTES, Route, namespace_of
+from portable_ops.routes import MEMORY, ROUTES, Route, namespace_of
 
 pytestmark = [
     pytest.mark.of_backend("cupy"),
@@ -50,7 +50,7 @@ def cuda(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Emulated:
     device = Emulated(folder)
     monkeypatch.setitem(launching.LIBRARIES, "numpy", device)
     monkeypatch.setitem(ROUTES, np.ndarray, as_cuda(NUMPY))
-    PLANS_OF_NUMPY.clear()
+    MEMORY[np.ndarray][0].clear()
     monkeypatch.setattr(availability, "is_cupy_installed", lambda: True)
 
     def poisoned(shape: Any, dtype: Any, device: Any) -> Any:

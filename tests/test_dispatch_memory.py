@@ -17,7 +17,7 @@ from matrix import kernels_of_any_size, plans_of, watched_kernels
 import portable_ops as po
 from portable_ops import routes
 from portable_ops.backend import Kernel, always, registered_backends
-from portable_ops.routes import ROUTES, Route, route_of_backend
+from portable_ops.routes import MEMORY, ROUTES, Route, route_of_backend
 
 P, T = np.asarray([[0.5, 1.0], [0.0, 0.25]], np.float32), np.asarray([[1, 1], [0, 1]], np.float32)
 LABELS = np.asarray([0, 1, 1])
@@ -226,6 +226,7 @@ def test_arrays_on_two_devices_are_refused_after_a_good_call(torch: Any, monkeyp
     backend = dataclasses.replace(usual.backend, device_of=lambda array: "there" if array is elsewhere else "here")
     route = Route(backend, usual.xp, usual.kinds, one_device=False, plans={})
     monkeypatch.setitem(ROUTES, torch.Tensor, route)
+    monkeypatch.setitem(MEMORY, torch.Tensor, (route.plans, None, backend.device_of))
     for _ in range(2):
         po.dice_coefficient(here, here)
         po.dice_coefficient(elsewhere, elsewhere)
