@@ -162,7 +162,11 @@ def test_kernels_have_the_signature_of_their_operation(name: str, operation: str
         pytest.skip(f"{name} is not installed")
     if kernel.name == "numba":
         pytest.importorskip("numba", reason="numba is not installed")
-    for steps in ("soft_scores", "tallies"):  # modules that are imported on demand, with steps of their own
+    for steps in (
+        "multihead",
+        "soft_scores",
+        "tallies",
+    ):  # modules that are imported on demand, with steps of their own
         import_module(f"portable_ops.{steps}")
     described = (OPERATIONS | STEPS)[operation]
     public = [(p.name, p.kind, p.default) for p in described.signature.parameters.values()]

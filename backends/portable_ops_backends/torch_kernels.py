@@ -107,8 +107,8 @@ kernels: Mapping[str, tuple[Kernel, ...]] = {
         _numba("torch_dice", "dice_coefficient", availability.why_not_dice, on_cpu.why_not_dice),
         _native_loss("dice_coefficient", of_torch.why_never_dice, of_torch.why_not_dice),
     ),
-    "jaccard_loss": (_native_loss("jaccard_loss", of_torch.why_never_overlap_loss, of_torch.why_not_dice),),
-    "tversky_loss": (_native_loss("tversky_loss", of_torch.why_never_overlap_loss, of_torch.why_not_dice),),
+    "jaccard_loss": (_native_loss("jaccard_loss", of_torch.why_never_jaccard, of_torch.why_not_dice),),
+    "tversky_loss": (_native_loss("tversky_loss", of_torch.why_never_tversky, of_torch.why_not_dice),),
     "linear": (_native("linear", of_torch.why_never_linear),),
     "scaled_dot_product_attention": (
         _native("plain_attention", of_torch.why_never_plain_attention_on_host),

@@ -329,11 +329,13 @@ CASES: tuple[Case, ...] = (
     _case("jaccard_loss squared, no background",
           _index_targets(activation="softmax", axis=(2, 3), squared=True, include_background=False, smooth=1.0), SCORES,
           LOSS, 1),
+    _case("jaccard_loss masks", _masks(axis=(0, 2, 3), smooth=0.5, reduction="sum"), SCORES, LOSS, 0),
     _case("jaccard_loss masks, log", _masks(axis=(2, 3), smooth=0.5, log_loss=True), SCORES, LOSS, 0),
     _case(
         "tversky_loss", _index_targets(9, activation="softmax", axis=(0, 2, 3), ignore_index=255, alpha=0.3, beta=0.7),
         SCORES, LOSS, 1, peers=peers.TVERSKY_LOSS, real=lambda task: Call((_real_scores(task), task.target[None]), _OF_CLASSES),
     ),
+    _case("tversky_loss masks", _masks(axis=(0, 2, 3), alpha=0.3, beta=0.7), SCORES, LOSS, 0),
     _case("tversky_loss focal", _binary(activation="sigmoid", axis=(1, 2), gamma=1.5, reduction="none"), SCORES, LOSS,
           1),
     _case(

@@ -181,7 +181,17 @@ def why_never_dice(pred: Any, target: Any, /, **options: Any) -> str | None:
     return why_never_elementwise(pred)
 
 
-def why_never_overlap_loss(
+def why_never_tversky(pred: Any, target: Any, /, *, gamma: float = 1.0, **options: Any) -> str | None:
+    """Of two masks as they are."""
+    return "a gamma" if gamma != 1 else _why_never_overlap_loss(pred, target, **options)
+
+
+def why_never_jaccard(pred: Any, target: Any, /, *, squared: bool = False, **options: Any) -> str | None:
+    """Of two masks as they are."""
+    return "squares" if squared else _why_never_overlap_loss(pred, target, **options)
+
+
+def _why_never_overlap_loss(
     pred: Any,
     target: Any,
     /,
@@ -191,15 +201,10 @@ def why_never_overlap_loss(
     ignore_index: int | None = None,
     include_background: bool = True,
     log_loss: bool = False,
-    gamma: float = 1.0,
-    squared: bool = False,
     **options: Any,
 ) -> str | None:
-    """Of two masks as they are."""
-    if activation is not None or weight is not None or ignore_index is not None or not include_background:
-        return "options that change the masks"
-    if log_loss or gamma != 1 or squared:
-        return "options that change the score"
+    if activation is not None or weight is not None or ignore_index is not None or not include_background or log_loss:
+        return "options are given"
     return why_never_dice(pred, target) if target.ndim == pred.ndim else "of class indices"
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from portable_ops.routes import backend_of
 from portable_ops_bench.model import Status, Struct
 
-FEWEST_ROUNDS = 5
+FEWEST_ROUNDS = 11
 LONG = 0.1
 """Seconds: what takes longer at first is not called again to find out how long it takes."""
 PAUSE = 0.02
@@ -278,7 +278,7 @@ def _undisturbed(ours: Sequence[float], other: Sequence[float]) -> tuple[list[fl
     def took(both: tuple[float, float]) -> float:
         return both[0] / usual + both[1] / others_usual
 
-    rounds = sorted(zip(ours, other, strict=True), key=took)[: max(FEWEST_ROUNDS, len(ours) // 2)]
+    rounds = sorted(zip(ours, other, strict=True), key=took)[: -(-len(ours) // 2)]
     return [one for one, _ in rounds], [one for _, one in rounds]
 
 
