@@ -15,6 +15,7 @@ from portable_ops_backends.cpu.labels import comparable
 from portable_ops_backends.cpu.layout import Array, flattened, memory_order, readonly, reordered
 from portable_ops_backends.cpu.powers import power_of_e
 from portable_ops_backends.cpu.threads import parts_of, run_in_parts
+from portable_ops_backends.cpu.vectors import use_long_vectors
 
 SMALLEST_PART = 2**18
 
@@ -29,6 +30,7 @@ def _fill(line: Array, values: Array, start: int) -> None:
 @compiled(fastmath=FUSED)
 def _losses(x: Array, target: Array, positive: Array, bfloat: bool, line: Array) -> None:
     """Each element's loss: of a target of 1, -log(sigmoid(z)), and of 0, -log(sigmoid(-z)), which differ by z."""
+    use_long_vectors()
     number = line.dtype.type
     zero, one = number(0), number(1)
     for i in range(line.size):
@@ -42,6 +44,7 @@ def _losses(x: Array, target: Array, positive: Array, bfloat: bool, line: Array)
 @compiled(fastmath=FUSED)
 def _losses_and_slopes(x: Array, target: Array, positive: Array, bfloat: bool, line: Array, slopes: Array) -> None:
     """Each element's loss, and its derivative by the logit."""
+    use_long_vectors()
     number = line.dtype.type
     zero, one = number(0), number(1)
     for i in range(line.size):

@@ -50,3 +50,17 @@ def place(builder: Any, data: Any, start: Any, column: int) -> Any:
     vector = ir.VectorType(data.type.pointee, VECTOR_BYTES // itemsize)
     after = ir.Constant(start.type, column * vector.count)
     return builder.bitcast(builder.gep(data, [builder.add(start, after)]), vector.as_pointer())
+
+
+@written_out
+def use_long_vectors(typing_context: Any) -> Any:
+    """Let loops of the function that this stands in, and of what is made part of it, be of vectors of `VECTOR_BYTES`.
+
+    LLVM takes half as long ones on CPUs with AVX-512, the first of which became slower all in all.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        builder.function.attributes.update((f'"prefer-vector-width"="{8 * VECTOR_BYTES}"',))
+        return context.get_dummy_value()
+
+    return types.void(), generate
