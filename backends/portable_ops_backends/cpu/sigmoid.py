@@ -12,6 +12,7 @@ from portable_ops_backends.cpu.halves import as_number, as_stored
 from portable_ops_backends.cpu.layout import Array, memory_order, readonly, reordered
 from portable_ops_backends.cpu.powers import power_of_e
 from portable_ops_backends.cpu.threads import run_in_parts
+from portable_ops_backends.cpu.vectors import use_long_vectors
 
 SMALLEST_PART = 2**19
 
@@ -25,6 +26,7 @@ ZERO = np.float32(0)
 @compiled(fastmath=FUSED)
 def write_sigmoid(x: Array, bfloat: bool, out: Array) -> None:
     """The sigmoid of each element."""
+    use_long_vectors()
     for i in range(x.size):
         z = as_number(x[i], bfloat)
         power = power_of_e(-abs(z))
@@ -34,6 +36,7 @@ def write_sigmoid(x: Array, bfloat: bool, out: Array) -> None:
 @compiled(fastmath=FUSED)
 def write_log_sigmoid(x: Array, bfloat: bool, out: Array) -> None:
     """The logarithm of the sigmoid of each element."""
+    use_long_vectors()
     for i in range(x.size):
         z = as_number(x[i], bfloat)
         log = logarithm_of_one_and(power_of_e(-abs(z)))

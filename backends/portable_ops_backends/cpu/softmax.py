@@ -25,7 +25,7 @@ from portable_ops_backends.cpu.halves import as_number, as_stored
 from portable_ops_backends.cpu.layout import Array, along, reordered
 from portable_ops_backends.cpu.powers import add_powers_of_e, peaks_of_line, power_of_e, take_powers_of_e
 from portable_ops_backends.cpu.threads import run_in_parts
-from portable_ops_backends.cpu.vectors import LINE_BYTES
+from portable_ops_backends.cpu.vectors import LINE_BYTES, use_long_vectors
 
 SOFTMAX, LOG_SOFTMAX, LOGSUMEXP = range(3)
 
@@ -56,6 +56,7 @@ def peak_of(row: Array) -> Any:
 
 @compiled(fastmath=REORDERED)
 def _sum_of_powers(row: Array, peak: Any) -> Any:
+    use_long_vectors()
     total = row.dtype.type(0)
     for i in range(row.size):
         total += power_of_e(row[i] - peak)
@@ -69,6 +70,7 @@ def powers_in_place(row: Array, peak: Any) -> Any:
     Of a second array to write to, LLVM would ask at run time whether it overlaps, and so add in an order that depends on where
     memory happens to lie.
     """
+    use_long_vectors()
     total = row.dtype.type(0)
     for i in range(row.size):
         power = power_of_e(row[i] - peak)
