@@ -24,7 +24,7 @@ from portable_ops_bench.ratios.processes import process_works
 from portable_ops_bench.ratios.tables import Ratios, print_ratios, with_table
 from portable_ops_bench.ratios.torch_formulas import formula_works
 from portable_ops_bench.ratios.torch_tensors import torch_works
-from portable_ops_bench.ratios.work import Line, Work, measured
+from portable_ops_bench.ratios.work import VISITS, Line, Times, Work, measured
 from portable_ops_bench.refusing import require_all_writable
 
 COLUMNS = (TextColumn("{task.description:<60.60}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -58,21 +58,26 @@ def ratios(
     require_all_writable(json, markdown)
     before = _kept(json)
     console = _console()
-    lines: list[Line] = []
+    found: list[list[Line]] = [[] for _ in asked]
+    times: list[Times] = [[] for _ in asked]
 
     def everything() -> Ratios:
+        lines = [line for rows in found for line in rows]
         created = datetime.now(UTC).isoformat(timespec="seconds")
         result = Ratios(created=created, environment=environment.describe(), lines=lines)
         return result if before is None else result.with_lines_of(before)
 
     with Progress(*COLUMNS, console=console) as bars:
-        task = bars.add_task("", total=len(asked))
-        for work, rows in asked:
-            bars.update(task, description=f"{work.name}")
-            lines += measured(work, rows)
-            if json is not None:  # every row at once: an interruption loses none
-                everything().save(json)
-            bars.advance(task)
+        task = bars.add_task("", total=VISITS * len(asked))
+        for visit in range(VISITS):
+            for number, (work, rows) in enumerate(asked):
+                bars.update(task, description=work.name)
+                if not visit or work.measure is None:  # what is measured in processes of its own is so at once
+                    found[number] = measured(work, rows, times[number])
+                    if json is not None:  # every row at once: an interruption loses none
+                        everything().save(json)
+                bars.advance(task)
+    lines = [line for rows in found for line in rows]
     print_ratios(everything() if before is None else msgspec.structs.replace(everything(), lines=lines), console)
     if json is not None:
         console.print(f"wrote {json}")

@@ -23,7 +23,10 @@ import numpy as np
 from portable_ops.routes import backend_of
 from portable_ops_bench.model import Status, Struct
 
-FEWEST_ROUNDS = 11
+VISITS = 3
+"""How often a row is come back to while all are measured: what else runs on a machine comes and goes in minutes."""
+FEWEST_ROUNDS = 4
+"""Of a visit."""
 LONG = 0.1
 """Seconds: what takes longer at first is not called again to find out how long it takes."""
 PAUSE = 0.02
@@ -42,6 +45,7 @@ class Timing(NamedTuple):
     sample : float
         Seconds: shorter calls are timed several at a time.
     most_rounds : int
+        Of a visit.
     in_thread : bool
         Whether in a thread of its own, whose stack of Python frames starts anew. CPython keeps frames in pieces of 16 KiB, and
         allocates the next one and gives it back on every call that comes to the end of one: at a depth of the stack where
@@ -50,12 +54,12 @@ class Timing(NamedTuple):
 
     warm_up: float = 0.006
     sample: float = 0.002
-    most_rounds: int = 101
+    most_rounds: int = 35
     in_thread: bool = False
 
 
 LARGE_CALLS = Timing()
-SMALL_CALLS = Timing(warm_up=0.002, sample=0.0005, most_rounds=401, in_thread=True)
+SMALL_CALLS = Timing(warm_up=0.002, sample=0.0005, most_rounds=135, in_thread=True)
 """Of microseconds, in one thread: the processor needs a millisecond to learn its way through them again, and many short samples
 find the middle of what others disturb."""
 
@@ -160,7 +164,7 @@ class Work:
     needs : str
         The package without which none of it can be done.
     seconds : float
-        About how long to measure.
+        About how long to measure, in all visits together.
     context : callable
         The context in which everything is made and measured.
     timing : Timing
@@ -201,27 +205,36 @@ class Work:
         )
 
 
-def measured(work: Work, asked: tuple[Against, ...]) -> list[Line]:
-    """The rows of a work; one without a number says why."""
+Times = list[list[float]]
+"""Seconds per call in each round, for each function."""
+
+
+def measured(work: Work, asked: tuple[Against, ...], times: Times) -> list[Line]:
+    """The rows of a work; one without a number says why.
+
+    `times` are those of earlier visits, empty before the first. This visit's are added to them.
+    """
     lines = {one.name: missing for one in asked if (missing := _missing(work, one)) is not None}
     there = tuple(one for one in asked if one.name not in lines)
     try:
-        found = [] if not there else _alone(work, there) if work.timing.in_thread else _found(work, there)
+        found = _alone(work, there, times) if work.timing.in_thread and there else _found(work, there, times)
     except Exception as error:
         found = [work.line(one, Status.ERROR, f"{type(error).__name__}: {error}"[:500]) for one in there]
     lines |= {line.against: line for line in found}
     return [lines[one.name] for one in asked]
 
 
-def _alone(work: Work, asked: tuple[Against, ...]) -> list[Line]:
+def _alone(work: Work, asked: tuple[Against, ...], times: Times) -> list[Line]:
     """As `_found` does, in a thread of its own."""
     with ThreadPoolExecutor(1) as fresh:
-        return fresh.submit(_found, work, asked).result()
+        return fresh.submit(_found, work, asked, times).result()
 
 
-def _found(work: Work, asked: tuple[Against, ...]) -> list[Line]:
+def _found(work: Work, asked: tuple[Against, ...], times: Times) -> list[Line]:
+    if not asked:
+        return []
     with work.context():
-        return work.measure(work, asked) if work.measure else _compared(work, asked)
+        return work.measure(work, asked) if work.measure else _compared(work, asked, times)
 
 
 def _missing(work: Work, against: Against) -> Line | None:
@@ -231,7 +244,7 @@ def _missing(work: Work, against: Against) -> Line | None:
     return None
 
 
-def _compared(work: Work, asked: tuple[Against, ...]) -> list[Line]:
+def _compared(work: Work, asked: tuple[Against, ...], times: Times) -> list[Line]:
     assert work.make is not None
     runs = work.make()
     others = dict(zip((one.name for one in work.against), runs.others, strict=True))
@@ -244,7 +257,9 @@ def _compared(work: Work, asked: tuple[Against, ...]) -> list[Line]:
         del result
     kept = [one for one in asked if one.name not in lines]
     functions = [runs.ours, *(others[one.name] for one in kept), *([] if runs.floor is None else [runs.floor])]
-    times = interleaved(functions, work.seconds, work.timing)
+    times += [[] for _ in functions[len(times) :]]
+    for rounds, more in zip(times, interleaved(functions, work.seconds / VISITS, work.timing), strict=True):
+        rounds += more
     floor = None if runs.floor is None else statistics.median(times[-1])
     for one, other in zip(kept, times[1:], strict=False):
         numbers = compared(one.unit, times[0], other)
@@ -282,7 +297,7 @@ def _undisturbed(ours: Sequence[float], other: Sequence[float]) -> tuple[list[fl
     return [one for one, _ in rounds], [one for _, one in rounds]
 
 
-def interleaved(functions: Sequence[Function], seconds: float, timing: Timing = LARGE_CALLS) -> list[list[float]]:
+def interleaved(functions: Sequence[Function], seconds: float, timing: Timing = LARGE_CALLS) -> Times:
     """Seconds per call of each function in each round, one after the other, and every other time the other way round."""
     counts, longs = [], []
     for function in functions:
@@ -292,7 +307,7 @@ def interleaved(functions: Sequence[Function], seconds: float, timing: Timing = 
         counts.append(max(1, min(10_000, round(timing.sample / max(once, 1e-9)))))
         longs.append(once > LONG)
     turns = list(range(len(functions)))
-    times: list[list[float]] = [[] for _ in functions]
+    times: Times = [[] for _ in functions]
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()
