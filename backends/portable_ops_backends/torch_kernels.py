@@ -72,7 +72,7 @@ kernels: Mapping[str, tuple[Kernel, ...]] = {
     ),
     "sigmoid": _activation("sigmoid", on_cpu.why_never_sigmoid, _native("sigmoid", of_torch.why_never_elementwise)),
     "log_sigmoid": _activation(
-        "log_sigmoid", availability.why_not_elementwise, _native("log_sigmoid", of_torch.why_never_elementwise)
+        "log_sigmoid", on_cpu.why_never_log_sigmoid, _native("log_sigmoid", of_torch.why_never_elementwise)
     ),
     "cross_entropy": (
         _numba(

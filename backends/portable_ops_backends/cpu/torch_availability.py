@@ -9,11 +9,13 @@ from portable_ops.routes import kind_of
 from portable_ops_backends.cpu import availability
 from portable_ops_backends.torch_tensors import LONGEST_SUM, is_concrete
 
-SMALLEST_ROWS = 2**23
+SMALLEST_ROWS = 2**22
 """Logits from which on the kernel for rows is faster than torch's cross-entropy."""
 
 SMALLEST_HALVES = 2**25
 """The same for softmax of halves, which torch converts with instructions of the CPU's own."""
+
+SMALLEST_HALVES_OF_LOG_SIGMOID = 2**21
 
 
 def _why_not_memory(*tensors: Any) -> str | None:
@@ -42,6 +44,13 @@ def why_not_without_gradient(x: Any, /, **options: Any) -> str | None:
 def why_never_sigmoid(x: Any, /) -> str | None:
     """torch computes halves in float32 and rounds once, as the kernel does, with conversions of the CPU's own."""
     return "torch is faster for halves" if kind_of(x) == "half" else availability.why_not_elementwise(x)
+
+
+def why_never_log_sigmoid(x: Any, /) -> str | None:
+    """The same, until memory is what takes the time."""
+    if kind_of(x) == "half" and x.numel() < SMALLEST_HALVES_OF_LOG_SIGMOID:
+        return "torch is faster for halves"
+    return availability.why_not_elementwise(x)
 
 
 def why_never_softmax(x: Any, /, *, axis: Any = -1, where: Any = None) -> str | None:
