@@ -33,9 +33,10 @@ def write(in_full, {defaults}):
         if _known is None:
             return in_full(({arrays},), {given}, _key)
         _asked, _certain = _known
-        for _why_not, _serve in _asked:
-            if _why_not({arrays}) is None:
-                return _serve({arrays})
+        if _asked:
+            for _why_not, _serve in _asked:
+                if _why_not({arrays}) is None:
+                    return _serve({arrays})
         return _certain({arrays})
     return {name}
 """

@@ -15,7 +15,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache
 
-Queue = deque[tuple[int, int, int]]
+Part = tuple[int, int, int]
+Queue = deque[Part]
 
 # A part should take 0.2 ms or more, which `SMALLEST_PART` of each kernel stands for: until another thread has woken up, and
 # the caller after it, about as much has passed.
@@ -75,7 +76,8 @@ def run_in_parts(
 
     There are at most `for_each` parts for each thread: more where a part takes milliseconds. Threads take what is next, rather
     than a share each: some are held up, by torch's own threads, which stay busy for a while after a call, or by another
-    process. The caller takes parts as well. Returns the number of parts.
+    process. The caller takes parts as well, from the first on. The others begin with the last: of two threads that write to
+    one huge page of fresh memory, each would make and clear it. Returns the number of parts.
     """
     parts = parts_of(size, smallest, for_each)
     if parts == 1:
@@ -86,7 +88,7 @@ def run_in_parts(
         others: list[Future[None]] = []
         try:
             _call_for_help(work, queue, count, others)
-            _take(work, queue)
+            _take(work, queue.popleft)
         finally:
             queue.clear()
             for other in others:
@@ -170,15 +172,15 @@ def _current_cpu() -> int | None:
 def _guarded(work: Callable[[int, int, int], None], queue: Queue) -> None:
     _here.busy = True
     try:
-        _take(work, queue)
+        _take(work, queue.pop)
     finally:
         _here.busy = False
 
 
-def _take(work: Callable[[int, int, int], None], queue: Queue) -> None:
+def _take(work: Callable[[int, int, int], None], next_part: Callable[[], Part]) -> None:
     while True:
         try:
-            part = queue.popleft()
+            part = next_part()
         except IndexError:
             return
         work(*part)

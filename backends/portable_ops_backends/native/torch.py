@@ -31,7 +31,9 @@ def log_softmax_of_halves(x: Tensor, /, *, axis: int = -1, where: None = None) -
 
 def logsumexp(x: Tensor, /, *, axis: Axis = -1, keepdims: bool = False, where: None = None) -> Tensor:
     """See `portable_ops.logsumexp`."""
-    return torch.logsumexp(x, normalized_axes(None, x) if axis is None else axis, keepdims)
+    if axis is None:
+        axis = normalized_axes(None, x)
+    return torch.logsumexp(x, axis, keepdims)
 
 
 def logsumexp_of_halves(x: Tensor, /, *, axis: Axis = -1, keepdims: bool = False, where: None = None) -> Tensor:
