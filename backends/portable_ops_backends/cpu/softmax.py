@@ -35,8 +35,8 @@ SHORTEST_ROW = 48
 SHORTEST_PIECE = 64
 """Columns that lie in one piece of memory from which on they are read as one; compiled into the kernels."""
 
-BLOCK_BYTES = 2**17
-"""A block and the lines of memory it comes from fit into a core's second cache."""
+BLOCK_BYTES = 2**15
+"""A block fits into a core's first cache; the lines of memory that it comes from and goes to, into the second."""
 
 SHORT_SUM = 32
 """Entries of a column that are added one after the other."""
@@ -96,6 +96,16 @@ def joined_row(row: Array, form: int) -> Any:
     return peak, total + lost
 
 
+@compiled(fastmath=FUSED)
+def _quotient(x: Any, divisor: Any, inverse: Any) -> Any:
+    """A quotient of what is divided by the same number as others: the product with its inverse, and what that is off by.
+
+    Fused, it is as exact as a division, which takes three times as long.
+    """
+    near = x * inverse
+    return near + (x - near * divisor) * inverse
+
+
 @compiled
 def _is_finite(x: Any) -> bool:
     return bool(x - x == 0)
@@ -153,7 +163,7 @@ def read_block(x: Array, start: int, width: int, bfloat: bool, block: Array) -> 
 def _finish_line(line: Array, peak: Array, short: Array, form: int) -> None:
     if form == SOFTMAX:
         for j in range(line.size):
-            line[j] = line[j] / short[j]
+            line[j] = _quotient(line[j], short[j], peak[j])
     else:
         for j in range(line.size):
             line[j] = (line[j] - peak[j]) - short[j]
@@ -163,7 +173,7 @@ def _finish_line(line: Array, peak: Array, short: Array, form: int) -> None:
 def _finish_line_in(piece: Array, bfloat: bool, line: Array, peak: Array, short: Array, form: int) -> None:
     if form == SOFTMAX:
         for j in range(line.size):
-            piece[j] = as_stored(line[j] / short[j], piece, bfloat)
+            piece[j] = as_stored(_quotient(line[j], short[j], peak[j]), piece, bfloat)
     else:
         for j in range(line.size):
             piece[j] = as_stored((line[j] - peak[j]) - short[j], piece, bfloat)
@@ -176,6 +186,9 @@ def _write_block(
     """Powers divided by their sums, or shifted logits less the logarithms of their sums, to where they belong."""
     inner = out.shape[2]
     peak, short = peak[:width], short[:width]
+    if form == SOFTMAX:
+        for j in range(width):  # maxima are no longer needed
+            peak[j] = block.dtype.type(1) / short[j]
     if inner >= SHORTEST_PIECE:
         o, i = start // inner, start % inner
         for c in range(out.shape[1]):

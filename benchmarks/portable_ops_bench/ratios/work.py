@@ -25,7 +25,7 @@ from portable_ops_bench.model import Status, Struct
 
 VISITS = 3
 """How often a row is come back to while all are measured: what else runs on a machine comes and goes in minutes."""
-FEWEST_ROUNDS = 4
+FEWEST_ROUNDS = 9
 """Of a visit."""
 LONG = 0.1
 """Seconds: what takes longer at first is not called again to find out how long it takes."""
