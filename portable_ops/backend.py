@@ -49,8 +49,9 @@ class Kernel:
         Takes the same arguments; returns None if the kernel serves this call, else the reason in a few words. It must
         be cheap: dispatch asks it on every call. Devices, gradients, strides, values and modes are its matter.
     why_never : callable or None
-        The same, asked before, for what follows from types, dtypes, shapes and options alone: dispatch remembers it. Of
-        arrays among the keyword arguments it may ask anything, as calls with these are not remembered.
+        The same, asked before, for what follows from types, dtypes, shapes and options alone, and the devices of backends
+        that name several: dispatch remembers it. Of arrays among the keyword arguments it may ask anything, as calls with
+        these are not remembered.
     smallest : int
         Elements of the first array (`Backend.size_of`) from which on the kernel is worth asking, or loading.
     traceable : bool

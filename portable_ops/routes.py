@@ -40,14 +40,15 @@ class Route:
 
 
 ROUTES: dict[type, Route] = {}
-"""By array type. One plain dictionary, read on every call."""
+"""By array type. One plain dictionary, read on every call that is not remembered."""
 
 Memory = tuple[dict[Any, Plan], Callable[[], bool] | None, Callable[[Array], Any] | None]
 """The plans of a route, its `is_traced`, and its backend's `device_of` where there are several devices."""
 
 MEMORY: dict[type, Memory] = {np.ndarray: ({}, None, None)}
 """By array type, read first on every call. It is not filled while a compiler traces, which would guard what was there before:
-therefore NumPy's arrays, which torch.compile takes as well, are there from the beginning.
+therefore NumPy's arrays, which torch.compile takes as well, are there from the beginning. What torch compiled before its first
+call outside of a compiled function is compiled once more after that.
 """
 
 KERNELS: dict[str, Callable[..., Any]] = {}
@@ -109,8 +110,8 @@ def meet(cls: type) -> None:
 
 
 # torch.compile calls this at compile time, for good: importing and filling tables cannot be traced. The attribute is
-# what torch.compiler.assume_constant_result sets. Nothing that is guarded may be read before it, and it can return no route,
-# which would have to be guarded.
+# what torch.compiler.assume_constant_result sets. Nothing that it fills may be read before it, which would be guarded, and
+# it can return no route, which would have to be.
 meet._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 

@@ -247,7 +247,8 @@ def kernels_of_any_size() -> Iterator[None]:
         for name in ("numpy", "torch"):
             if find_spec(name) is not None:
                 stack.enter_context(_all_large(registered_backends()[name]))
-        patch.setattr(torch_availability, "SMALLEST_ROWS", 1)
+        for smallest in ("SMALLEST_ROWS", "SMALLEST_HALVES", "SMALLEST_HALVES_OF_LOG_SIGMOID"):
+            patch.setattr(torch_availability, smallest, 1)
         patch.setattr(availability, "SMALLEST_ATTENTION", 1)
         patch.setattr(availability, "SHORTEST_SUM", 1)
         patch.setattr(threads, "worker_count", lambda: 3)

@@ -148,6 +148,16 @@ def test_runs_of_any_length(length: int, dtype: str) -> None:
         check(pred, target, 5, ignore_index)
 
 
+@pytest.mark.parametrize("size", [1, 64, 65, 66, 128, 129, 130, 1000])
+@pytest.mark.parametrize("last", [0, 1, 63, 64, 65, 200])
+def test_runs_that_end_with_the_map(size: int, last: int) -> None:
+    pred, target = np.random.default_rng(size).integers(0, 3, (2, size)).astype(np.uint8)
+    pred[size - last :], target[size - last :] = 1, 2
+    check(pred, target, 3, None)
+    check(pred, target, 2, None)
+    check(pred, target, 3, 2)
+
+
 def test_eight_threads_at_once() -> None:
     rng = np.random.default_rng(0)
     pred, target = rng.integers(0, 7, (2, 4000), dtype=np.uint8)

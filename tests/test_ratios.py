@@ -19,7 +19,7 @@ from portable_ops_bench.ratios import work as ratios
 from portable_ops_bench.ratios.commands import all_works
 from portable_ops_bench.ratios.overhead import overhead_works
 from portable_ops_bench.ratios.tables import BEGIN, END, Ratios, with_table
-from portable_ops_bench.ratios.work import SMALL_CALLS, Against, Line, Runs, Unit, Work, measured
+from portable_ops_bench.ratios.work import SMALL_CALLS, Against, Line, Runs, Times, Unit, Work, measured
 
 from portable_ops.dispatch import OPERATIONS
 
@@ -45,7 +45,7 @@ def test_rows_are_unique_and_cover_every_operation() -> None:
 
 @pytest.mark.usefixtures("few_rounds")
 def test_a_row_has_its_numbers() -> None:
-    (line,) = measured(work(Against("peer", 0.0)), (Against("peer", 0.0),), [])
+    (line,) = measured(work(Against("peer", 0.0)), (Against("peer", 0.0),), {})
     assert line.status is Status.OK
     assert line.value is not None and line.ours is not None and line.other is not None
     assert line.value == line.other / line.ours
@@ -55,22 +55,22 @@ def test_a_row_has_its_numbers() -> None:
 @pytest.mark.usefixtures("few_rounds")
 def test_a_row_without_a_number_says_why() -> None:
     missing = Against("peer", needs="no_such_package")
-    (line,) = measured(work(missing), (missing,), [])
+    (line,) = measured(work(missing), (missing,), {})
     assert (line.status, line.reason) == (Status.NOT_INSTALLED, "no_such_package is not installed")
-    (line,) = measured(work(Against("peer"), other=2.0), (Against("peer"),), [])
+    (line,) = measured(work(Against("peer"), other=2.0), (Against("peer"),), {})
     assert line.status is Status.PARITY and "difference 1" in line.reason
-    (line,) = measured(work(Against("peer"), ours="text"), (Against("peer"),), [])
+    (line,) = measured(work(Against("peer"), ours="text"), (Against("peer"),), {})
     assert line.status is Status.ERROR and line.reason
 
 
 @pytest.mark.usefixtures("few_rounds")
 def test_a_visit_adds_to_those_before() -> None:
-    times: list[list[float]] = []
+    times: Times = {}
     rounds = []
     for _ in range(2):
         measured(work(Against("peer")), (Against("peer"),), times)
-        rounds.append([len(one) for one in times])
-    assert rounds == [[3, 3], [6, 6]]
+        rounds.append({name: len(one) for name, one in times.items()})
+    assert rounds == [{"ours": 3, "peer": 3}, {"ours": 6, "peer": 6}]
 
 
 def test_bars_are_at_least_or_at_most() -> None:

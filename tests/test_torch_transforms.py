@@ -124,6 +124,26 @@ torch.testing.assert_close(compiled(z, labels, p), function(z, labels, p))
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+def test_what_is_compiled_before_the_first_call_outside_is_compiled_once_more() -> None:
+    code = """
+import portable_ops as po
+import torch
+from torch._dynamo.utils import counters
+compiled = torch.compile(lambda x: po.softmax(po.sigmoid(x)), fullgraph=True, backend="eager")
+x = torch.eye(3)
+def graphs():
+    for _ in range(2):
+        torch.testing.assert_close(compiled(x), torch.softmax(torch.sigmoid(x), -1))
+    return counters["stats"]["unique_graphs"]
+print(graphs())
+for one in (x, torch.nn.Parameter(x)):
+    po.softmax(one); po.logsumexp(one)
+    print(graphs())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["1", "2", "2"], done.stderr[-2000:]
+
+
 def test_the_first_call_of_a_process_compiles_with_numpy_arrays() -> None:
     code = """
 import warnings

@@ -1,14 +1,10 @@
-"""Exponential and logarithm that LLVM can vectorise, and sums that it may reorder.
+"""Logarithms that LLVM can vectorise, and sums that it may reorder.
 
 A call of the C library in a loop keeps LLVM from vectorising it; polynomials do not. The coefficients are minimax fits of our
 own (Remez exchange at 50 digits), to 3e-9 and 8e-18 in float32 and float64, far below a unit in the last place.
 
-Multiplication and addition may be fused here, which only makes the range reduction more exact. They may not be reordered,
-which would undo it; only sums over a block, in the kernels themselves, may.
-
-References
-----------
-W. J. Cody, W. Waite, "Software Manual for the Elementary Functions", 1980, for the reduction of the range in two steps.
+Multiplication and addition may be fused here, which only makes results more exact. They may not be reordered; only sums over a
+block, in the kernels themselves, may. Logarithms of powers of two are added in two parts, as `powers` takes them off.
 """
 
 from __future__ import annotations

@@ -133,6 +133,10 @@ def _count(
             group += np.uint64(1)
         listed = np.uint64(0)
     begin = _count_runs(pred, target, begin, ends, listed, num_classes, ignored, has_ignored, first)
+    compared = min(group, size)
+    if begin < compared:  # one run, however long
+        first[_code(pred[begin], target[begin], num_classes, ignored, has_ignored)] += np.uint32(compared - begin)
+        begin = compared
     for i in range(begin, size):
         first[_code(pred[i], target[i], num_classes, ignored, has_ignored)] += np.uint32(1)
     for k in range(total.size):

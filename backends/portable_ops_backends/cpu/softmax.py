@@ -100,7 +100,7 @@ def joined_row(row: Array, form: int) -> Any:
 def _quotient(x: Any, divisor: Any, inverse: Any) -> Any:
     """A quotient of what is divided by the same number as others: the product with its inverse, and what that is off by.
 
-    Fused, it is as exact as a division, which takes three times as long.
+    Fused, it is a division's result or next to it; a division takes three times as long.
     """
     near = x * inverse
     return near + (x - near * divisor) * inverse
@@ -160,23 +160,25 @@ def read_block(x: Array, start: int, width: int, bfloat: bool, block: Array) -> 
 
 
 @compiled(fastmath=FUSED)
-def _finish_line(line: Array, peak: Array, short: Array, form: int) -> None:
+def _finish_line(line: Array, own: Array, short: Array, form: int) -> None:
+    """Divide by sums, whose inverses are `own`; or take off maxima, which are `own`, and logarithms of sums."""
     if form == SOFTMAX:
         for j in range(line.size):
-            line[j] = _quotient(line[j], short[j], peak[j])
+            line[j] = _quotient(line[j], short[j], own[j])
     else:
         for j in range(line.size):
-            line[j] = (line[j] - peak[j]) - short[j]
+            line[j] = (line[j] - own[j]) - short[j]
 
 
 @compiled(fastmath=FUSED)
-def _finish_line_in(piece: Array, bfloat: bool, line: Array, peak: Array, short: Array, form: int) -> None:
+def _finish_line_in(piece: Array, bfloat: bool, line: Array, own: Array, short: Array, form: int) -> None:
+    """The same, to another place."""
     if form == SOFTMAX:
         for j in range(line.size):
-            piece[j] = as_stored(_quotient(line[j], short[j], peak[j]), piece, bfloat)
+            piece[j] = as_stored(_quotient(line[j], short[j], own[j]), piece, bfloat)
     else:
         for j in range(line.size):
-            piece[j] = as_stored((line[j] - peak[j]) - short[j], piece, bfloat)
+            piece[j] = as_stored((line[j] - own[j]) - short[j], piece, bfloat)
 
 
 @compiled
@@ -187,7 +189,7 @@ def _write_block(
     inner = out.shape[2]
     peak, short = peak[:width], short[:width]
     if form == SOFTMAX:
-        for j in range(width):  # maxima are no longer needed
+        for j in range(width):  # maxima are no longer needed, inverses are
             peak[j] = block.dtype.type(1) / short[j]
     if inner >= SHORTEST_PIECE:
         o, i = start // inner, start % inner

@@ -16,6 +16,7 @@ SMALLEST_HALVES = 2**25
 """The same for softmax of halves, which torch converts with instructions of the CPU's own."""
 
 SMALLEST_HALVES_OF_LOG_SIGMOID = 2**21
+"""The same for log_sigmoid of halves."""
 
 
 def _why_not_memory(*tensors: Any) -> str | None:

@@ -31,6 +31,8 @@ COLUMNS = (TextColumn("{task.description:<60.60}"), BarColumn(), MofNCompleteCol
 
 WIDTH = 200
 
+WRONG = Status.PARITY, Status.ERROR
+
 
 def all_works() -> list[Work]:
     """The rows of the table, in its order."""
@@ -59,7 +61,7 @@ def ratios(
     before = _kept(json)
     console = _console()
     found: list[list[Line]] = [[] for _ in asked]
-    times: list[Times] = [[] for _ in asked]
+    times: list[Times] = [{} for _ in asked]
 
     def everything() -> Ratios:
         lines = [line for rows in found for line in rows]
@@ -72,7 +74,8 @@ def ratios(
         for visit in range(VISITS):
             for number, (work, rows) in enumerate(asked):
                 bars.update(task, description=work.name)
-                if not visit or work.measure is None:  # what is measured in processes of its own is so at once
+                # What is measured in processes of its own is so at once; what was wrong once stays so.
+                if not visit or (work.measure is None and not any(line.status in WRONG for line in found[number])):
                     found[number] = measured(work, rows, times[number])
                     if json is not None:  # every row at once: an interruption loses none
                         everything().save(json)
@@ -85,7 +88,7 @@ def ratios(
         text = markdown.read_text(encoding="utf-8") if markdown.exists() else ""
         write_atomically(markdown, with_table(text, everything()))
         console.print(f"wrote {markdown}")
-    raise typer.Exit(1 if any(line.status in (Status.PARITY, Status.ERROR) for line in lines) else 0)
+    raise typer.Exit(1 if any(line.status in WRONG for line in lines) else 0)
 
 
 def warmup(

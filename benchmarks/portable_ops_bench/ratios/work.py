@@ -25,6 +25,7 @@ from portable_ops_bench.model import Status, Struct
 
 VISITS = 3
 """How often a row is come back to while all are measured: what else runs on a machine comes and goes in minutes."""
+OURS, FLOOR = "ours", "the floor"
 FEWEST_ROUNDS = 9
 """Of a visit."""
 LONG = 0.1
@@ -205,8 +206,8 @@ class Work:
         )
 
 
-Times = list[list[float]]
-"""Seconds per call in each round, for each function."""
+Times = dict[str, list[float]]
+"""Seconds per call in each round, for each function by name."""
 
 
 def measured(work: Work, asked: tuple[Against, ...], times: Times) -> list[Line]:
@@ -257,12 +258,12 @@ def _compared(work: Work, asked: tuple[Against, ...], times: Times) -> list[Line
         del result
     kept = [one for one in asked if one.name not in lines]
     functions = [runs.ours, *(others[one.name] for one in kept), *([] if runs.floor is None else [runs.floor])]
-    times += [[] for _ in functions[len(times) :]]
-    for rounds, more in zip(times, interleaved(functions, work.seconds / VISITS, work.timing), strict=True):
-        rounds += more
-    floor = None if runs.floor is None else statistics.median(times[-1])
-    for one, other in zip(kept, times[1:], strict=False):
-        numbers = compared(one.unit, times[0], other)
+    names = [OURS, *(one.name for one in kept), FLOOR][: len(functions)]
+    for name, more in zip(names, interleaved(functions, work.seconds / VISITS, work.timing), strict=True):
+        times[name] = times.get(name, []) + more
+    floor = None if runs.floor is None else statistics.median(times[FLOOR])
+    for one in kept:
+        numbers = compared(one.unit, times[OURS], times[one.name])
         lines[one.name] = work.line(one, floor=floor, floor_name=runs.floor_name, **numbers)
     return [lines[one.name] for one in asked]
 
@@ -297,7 +298,7 @@ def _undisturbed(ours: Sequence[float], other: Sequence[float]) -> tuple[list[fl
     return [one for one, _ in rounds], [one for _, one in rounds]
 
 
-def interleaved(functions: Sequence[Function], seconds: float, timing: Timing = LARGE_CALLS) -> Times:
+def interleaved(functions: Sequence[Function], seconds: float, timing: Timing = LARGE_CALLS) -> list[list[float]]:
     """Seconds per call of each function in each round, one after the other, and every other time the other way round."""
     counts, longs = [], []
     for function in functions:
@@ -307,7 +308,7 @@ def interleaved(functions: Sequence[Function], seconds: float, timing: Timing = 
         counts.append(max(1, min(10_000, round(timing.sample / max(once, 1e-9)))))
         longs.append(once > LONG)
     turns = list(range(len(functions)))
-    times: Times = [[] for _ in functions]
+    times: list[list[float]] = [[] for _ in functions]
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()
