@@ -254,7 +254,10 @@ def tversky_loss(
             return po.tversky_loss(
                 pred, target, alpha=alpha, beta=beta, axis=axis, smooth=smooth, absent=absent, reduction=reduction
             )
-    return _loss_of_overlap(overlap, total, smooth, reduction)
+    loss = 1 - ((overlap + smooth) / (total + smooth) if smooth else overlap / total)
+    if reduction == "none" or not loss.ndim:
+        return loss
+    return loss.sum() if reduction == "sum" else loss.mean()
 
 
 def jaccard_loss(
@@ -269,21 +272,7 @@ def jaccard_loss(
     **defaults: object,
 ) -> Tensor:
     """See `portable_ops.jaccard_loss`; of two masks as they are."""
-    axes = normalized_axes(axis, pred)
-    overlap = (pred * target).sum(axes)
-    total = overlap + (pred.sum(axes) - overlap) + (target.sum(axes) - overlap)
-    if not total.all():
-        with standard_only():
-            return po.jaccard_loss(pred, target, axis=axis, smooth=smooth, absent=absent, reduction=reduction)
-    return _loss_of_overlap(overlap, total, smooth, reduction)
-
-
-def _loss_of_overlap(overlap: Tensor, total: Tensor, smooth: float, reduction: str) -> Tensor:
-    """One minus the share of the overlap, of totals that are not 0."""
-    loss = 1 - ((overlap + smooth) / (total + smooth) if smooth else overlap / total)
-    if reduction == "none" or not loss.ndim:
-        return loss
-    return loss.sum() if reduction == "sum" else loss.mean()
+    return tversky_loss(pred, target, alpha=1.0, beta=1.0, axis=axis, smooth=smooth, absent=absent, reduction=reduction)
 
 
 def _skipped(target: Tensor, ignore_index: int | None) -> int:
