@@ -163,3 +163,39 @@ def test_results_are_on_the_host_whatever_the_default_device() -> None:
         assert po.binary_cross_entropy(z, z).is_cpu
         assert po.cross_entropy(z, labels).is_cpu
         assert po.dice_coefficient(z, z).is_cpu
+
+
+@pytest.mark.of_backend("torch")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_kernels_are_as_close_as_torch(dtype: str) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    if np.finfo(np.longdouble).eps > 1e-18:
+        pytest.skip("no longdouble of more digits than float64")
+    x = np.random.default_rng(0).normal(scale=5, size=(40, 19, 512)).astype(dtype)
+    native, exact = torch.from_numpy(x), x.astype(np.longdouble)
+    powers = np.exp(exact - exact.max(1, keepdims=True))
+    log_sigmoid = np.minimum(exact, 0) - np.log1p(np.exp(-abs(exact)))
+    right = {
+        "softmax": powers / powers.sum(1, keepdims=True),
+        "logsumexp": np.log(powers.sum(1)) + exact.max(1),
+        "sigmoid": np.exp(log_sigmoid),
+        "log_sigmoid": log_sigmoid,
+    }
+    theirs = {
+        "softmax": torch.softmax(native, 1),
+        "logsumexp": torch.logsumexp(native, 1),
+        "sigmoid": torch.sigmoid(native),
+        "log_sigmoid": torch.nn.functional.logsigmoid(native),
+    }
+
+    def off(result: Any, name: str) -> float:
+        """The root mean square of the errors in units in the last place."""
+        units = (np.asarray(result) - right[name]) / np.spacing(abs(right[name]).astype(dtype))
+        return float(np.sqrt((units**2).mean()))
+
+    with kernels_of_any_size():
+        for name in right:
+            options = {} if "sigmoid" in name else {"axis": 1}
+            assert po.explain(name, x, **options).chosen == "numba"
+            # What the rounding of their differences from the maximum costs is common to both.
+            assert off(getattr(po, name)(x, **options), name) <= 1.05 * off(theirs[name], name), name

@@ -58,6 +58,16 @@ def two_sum(a: float, b: float) -> tuple[float, float]:
     return total, (a - (total - moved)) + (b - moved)
 
 
+@compiled(fastmath=FUSED)
+def missing_of(x: Any, quotient: Any, whole: Any, part: Any) -> Any:
+    """``x - quotient * (whole + part)``, of the sum before rounding; `whole` is not less than `part`.
+
+    Times about the inverse of the sum it is what the quotient is off by: of a number so small, few digits do.
+    """
+    total = whole + part
+    return (x - quotient * total) - quotient * (part - (total - whole))
+
+
 @compiled(fastmath=REORDERED)
 def sum_of(x: Any) -> float:
     """The sum of an array's elements in float64."""
@@ -123,21 +133,23 @@ def _logarithm_of_one_and_32(x: Any) -> Any:
     f = np.float32
     # log(1 + x) = 2 atanh(s)
     s = x / (f(2.0) + x)
+    missing = missing_of(x, s, f(2.0), x) * (f(0.5) - f(1 / 6) * x)
     q = s * s
     p = f(0.39999706331929395) + q * (
         f(0.28592357994313326) + q * (f(0.21706575800754035) + q * f(0.23224329224530134))
     )
-    return f(2.0) * s + s * q * (f(0.66666667320527415) + q * p)
+    return f(2.0) * s + (f(2.0) * missing + s * q * (f(0.66666667320527415) + q * p))
 
 
 def _logarithm_of_one_and_64(x: Any) -> Any:
     s = x / (2.0 + x)
+    missing = missing_of(x, s, 2.0, x) * (0.5 - x / 6)
     q = s * s
     p = 0.12001072809679688 + q * (0.088007384857436412 + q * 0.16164045612704468)
     p = 0.18181789436132824 + q * (0.15385570064959401 + q * (0.13314144209644142 + q * p))
     p = 0.28571428567108757 + q * (0.22222222717427864 + q * p)
     p = 0.66666666666666659 + q * (0.40000000000014583 + q * p)
-    return 2.0 * s + s * q * p
+    return 2.0 * s + (2.0 * missing + s * q * p)
 
 
 def _rank_32(x: Any) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from portable_ops_backends.cpu.arithmetic import FUSED, logarithm_of_one_and
+from portable_ops_backends.cpu.arithmetic import FUSED, logarithm_of_one_and, missing_of
 from portable_ops_backends.cpu.compiling import compiled
 from portable_ops_backends.cpu.halves import as_number, as_stored
 from portable_ops_backends.cpu.layout import Array, memory_order, readonly, reordered
@@ -21,6 +21,7 @@ PAGE_BYTES = 2**12
 # Beside a float32 or a float64 it leaves the dtype as it is; an integer beside a float32 makes Numba compute in float64.
 ONE = np.float32(1)
 ZERO = np.float32(0)
+HALF = np.float32(0.5)
 
 
 @compiled(fastmath=FUSED)
@@ -30,7 +31,11 @@ def write_sigmoid(x: Array, bfloat: bool, out: Array) -> None:
     for i in range(x.size):
         z = as_number(x[i], bfloat)
         power = power_of_e(-abs(z))
-        out[i] = as_stored((power if z < ZERO else ONE) / (ONE + power), out, bfloat)
+        numerator = power if z < ZERO else ONE
+        quotient = numerator / (ONE + power)
+        # The inverse of 1 + power is near enough to a straight line.
+        missing = missing_of(numerator, quotient, ONE, power) * (ONE - HALF * power)
+        out[i] = as_stored(quotient + missing, out, bfloat)
 
 
 @compiled(fastmath=FUSED)
