@@ -8,6 +8,7 @@ from typing import Any
 
 from portable_ops.backend import Array
 from portable_ops.checks import (
+    Number,
     complaint,
     require_bool,
     require_broadcastable,
@@ -34,7 +35,7 @@ def _check_attention(
     mask: Array | None = None,
     bias: Array | None = None,
     is_causal: bool = False,
-    scale: float | None = None,
+    scale: Number | None = None,
     dropout_p: float = 0.0,
     rng: Any = None,
     enable_gqa: bool = False,
@@ -90,7 +91,7 @@ def scaled_dot_product_attention(
     mask: Array | None = None,
     bias: Array | None = None,
     is_causal: bool = False,
-    scale: float | None = None,
+    scale: Number | None = None,
     dropout_p: float = 0.0,
     rng: Any = None,
     enable_gqa: bool = False,

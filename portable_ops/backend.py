@@ -43,8 +43,8 @@ class Kernel:
     name : str
         What `explain` and reports call it, such as ``"numba"``.
     function : str
-        ``"module:name"`` of a callable with the operation's own signature. It is imported when first used. Options come by
-        name, and any of them may, whether or not the caller has named it.
+        ``"module:name"`` of a callable that takes the operation's arrays by position and its own `options` by name. It is
+        imported when first used.
     why_not : callable
         Takes the same arguments; returns None if the kernel serves this call, else the reason in a few words. It must
         be cheap: dispatch asks it on every call. Devices, gradients, strides, values and modes are its matter.
@@ -52,6 +52,11 @@ class Kernel:
         The same, asked before, for what follows from types, dtypes, shapes and options alone, and the devices of backends
         that name several: dispatch remembers it. Of arrays among the keyword arguments it may ask anything, as calls with
         these are not remembered.
+    options : tuple of str or None
+        The options that the kernel honours, the only ones it is handed; None is all of them. A call that gives another option a
+        value that is not its default goes to the next kernel, without asking this one.
+    ignores_several : bool
+        Whether it takes a tuple of labels as `ignore_index`.
     smallest : int
         Elements of the first array (`Backend.size_of`) from which on the kernel is worth asking, or loading.
     traceable : bool
@@ -63,6 +68,8 @@ class Kernel:
     function: str
     why_not: Callable[..., str | None] = always
     why_never: Callable[..., str | None] | None = None
+    options: tuple[str, ...] | None = None
+    ignores_several: bool = False
     smallest: int = 0
     traceable: bool = False
 

@@ -7,9 +7,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from portable_ops.backend import Array
-from portable_ops.routes import kind_of
+from portable_ops.routes import found_route, kind_of, values_are_at_hand
 
 Axis = int | tuple[int, ...] | None
+
+Number = float | Array
+"""An option that enters arithmetic alone: a Python number, or a 0-d array of the library of the call, traced or trained."""
+
+IgnoreIndex = int | tuple[int, ...] | None
+"""A label whose elements count nowhere, or several."""
 
 _REAL = frozenset({"float", "half", "integer", "bool"})
 _LABELS = frozenset({"integer", "bool"})
@@ -104,16 +110,44 @@ def require_number(
     maximum: float = float("inf"),
     below: float = float("inf"),
 ) -> None:
-    """Raise unless the value is a Python number with minimum <= value <= maximum and value < below."""
+    """Raise unless the value is a number with minimum <= value <= maximum and value < below.
+
+    A 0-d array is one, too; its value is looked at where that costs no synchronisation.
+    """
     if type(value) is float and minimum <= value <= maximum and value < below:
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(complaint(argument, repr(value), "a number"))
+        if not _is_number(argument, value):
+            return
+        value = float(value)  # type: ignore[arg-type]
     if not (minimum <= value <= maximum) or (below != float("inf") and not value < below):
         parts = [f"at least {minimum:g}"] if minimum != float("-inf") else []
         parts += [f"at most {maximum:g}"] if maximum != float("inf") else []
         parts += [f"below {below:g}"] if below != float("inf") else []
-        raise ValueError(complaint(argument, repr(value), "a number " + " and ".join(parts)))
+        raise ValueError(complaint(argument, repr(value), "a number " + (" and ".join(parts) or "that is not nan")))
+
+
+def _is_number(argument: str, value: Any) -> bool:
+    """Whether the value of a 0-d array can be looked at; raise unless the array is real and 0-d."""
+    if isinstance(value, bool) or found_route(type(value), argument) is None:
+        raise TypeError(complaint(argument, repr(value), "a number"))
+    if value.ndim:
+        raise ValueError(complaint(argument, f"shape {tuple(value.shape)}", "a number, or an array of shape ()"))
+    require_real(argument, value)
+    return values_are_at_hand(value)
+
+
+def require_ignore_index(ignore_index: object) -> None:
+    """Raise unless this is None, a label, or a tuple of labels."""
+    if ignore_index is None or type(ignore_index) is int:
+        return
+    if isinstance(ignore_index, tuple):
+        if not ignore_index:
+            raise ValueError(complaint("ignore_index", "()", "a label, a tuple of labels, or None"))
+        for label in ignore_index:
+            require_integer("ignore_index", label)
+    else:
+        require_integer("ignore_index", ignore_index)
 
 
 def require_integer(argument: str, value: Any, *, minimum: int | None = None) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
@@ -39,7 +39,10 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, eq=False)
 class Operation:
-    """A public operation: its standard definition, its argument check and which arguments are arrays."""
+    """A public operation: its standard definition, its argument check, and what its arguments are.
+
+    `numbers` are the options that may be 0-d arrays (annotated `Number`), and `usual` are the defaults of options.
+    """
 
     name: str
     definition: Callable[..., Any]
@@ -47,6 +50,8 @@ class Operation:
     signature: inspect.Signature
     arrays: tuple[str, ...]
     keyword_arrays: tuple[str, ...]
+    numbers: tuple[str, ...]
+    usual: Mapping[str, Any]
     base: str | None = None
     differentiable: bool = True
 
@@ -113,22 +118,22 @@ def operation(
 
     def decorate(definition: Callable[Concatenate[Namespace, P], R]) -> Callable[P, R]:
         op = _register(definition, check, keyword_arrays, differentiable=differentiable, public=public)
-        name, keywords = op.name, op.keyword_arrays
+        name, keywords, numbers = op.name, op.keyword_arrays, op.numbers
 
         def in_full(arrays: tuple[Any, ...], options: dict[str, Any], key: Any) -> Any:
             cls = type(arrays[0])
             meet(cls)
             route = ROUTES.get(cls)
-            if route is None or not is_joined(route, arrays, options, keywords):
+            if route is None or not is_joined(route, arrays, options, keywords, numbers):
                 route, arrays, options = join(op, arrays, options)
                 key = None
             check(route.xp, *arrays, **options)
-            serves = _serving(op, route, arrays, options)
+            serves, given = _serving(op, route, arrays, options)
             if key is not None and _may_be_kept(arrays, options):
                 remember(route, key, _plan(op, route, arrays, options))
             elif cls not in MEMORY:
                 remember_type(cls)
-            return serves(*arrays, **options)
+            return serves(*arrays, **given)
 
         call = written(name, op.signature, keywords, in_full, globals())
         function = functools.wraps(definition)(cast("Callable[P, R]", call))
@@ -151,18 +156,47 @@ def composed(base: Callable[..., Any]) -> Callable[[Callable[P, R]], Callable[P,
     return decorate
 
 
-def _serving(op: Operation, route: Route, arrays: tuple[Any, ...], options: dict[str, Any]) -> Callable[..., Any]:
-    """The first kernel that serves, loaded, else the definition."""
+def _serving(
+    op: Operation, route: Route, arrays: tuple[Any, ...], options: dict[str, Any]
+) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """The first kernel that serves, loaded, else the definition; and the options to hand to it."""
     if not (_was_used and _mode.standard_only):
         traced = route.is_traced is not None and route.is_traced()
+        given = _given(op, options)
         for kernel in route.backend.kernels.get(op.name, ()):
-            if (traced and not kernel.traceable) or (
-                kernel.smallest and route.backend.size_of(arrays[0]) < kernel.smallest
-            ):
+            if (traced and not kernel.traceable) or why_beyond(op, route, kernel, arrays, given) is not None:
                 continue
-            if kernel.why_declined(*arrays, **options) is None:
-                return KERNELS.get(kernel.function) or load_kernel(kernel.function)
-    return functools.partial(op.definition if route.has_adapter else _defined_for_stranger(op, route), route.xp)
+            if kernel.why_declined(*arrays, **given) is None:
+                return KERNELS.get(kernel.function) or load_kernel(kernel.function), given
+    definition = op.definition if route.has_adapter else _defined_for_stranger(op, route)
+    return functools.partial(definition, route.xp), options
+
+
+def _given(op: Operation, options: dict[str, Any]) -> dict[str, Any]:
+    """The options that are not at their defaults."""
+    usual = op.usual
+    return {
+        name: value
+        for name, value in options.items()
+        if name not in usual
+        or not (value is usual[name] or (type(value) is type(usual[name]) and bool(value == usual[name])))
+    }
+
+
+def why_beyond(
+    op: Operation, route: Route, kernel: Kernel, arrays: tuple[Any, ...], given: dict[str, Any]
+) -> str | None:
+    """Why a call is beyond a kernel by what that declares, or None; `given` are the options that are not at their defaults."""
+    if kernel.smallest and route.backend.size_of(arrays[0]) < kernel.smallest:
+        return f"fewer than {kernel.smallest} elements"
+    for name, value in given.items():
+        if kernel.options is not None and name not in kernel.options:
+            return f"no {name}="
+        if name in op.numbers and type(value) not in (float, int):
+            return f"{name}= is an array"
+        if name == "ignore_index" and type(value) is tuple and not kernel.ignores_several:
+            return "several labels in ignore_index="
+    return None
 
 
 def _defined_for_stranger(op: Operation, route: Route) -> Callable[..., Any]:
@@ -202,6 +236,8 @@ def _register(
         signature.replace(parameters=parameters),
         arrays,
         keyword_arrays,
+        tuple(p.name for p in parameters if "Number" in str(p.annotation).split(" | ")),
+        {p.name: p.default for p in parameters if p.default is not p.empty},
         base,
         differentiable,
     )
@@ -226,17 +262,16 @@ def _may_be_kept(arrays: tuple[Any, ...], options: dict[str, Any]) -> bool:
 
 def _plan(op: Operation, route: Route, arrays: tuple[Any, ...], options: dict[str, Any]) -> Plan:
     """What to ask on every call with arguments like these, and what serves when all of it declines: functions of arrays."""
-    usual = op.signature.parameters
-    given = {name: value for name, value in options.items() if value is not usual[name].default}
+    given = _given(op, options)
 
     def bound(function: Callable[..., Any], *first: Any) -> Callable[..., Any]:
         return functools.partial(function, *first, **given) if first or given else function
 
     asked: list[tuple[Callable[..., str | None], Callable[..., Any]]] = []
     for kernel in route.backend.kernels.get(op.name, ()):
-        if kernel.smallest and route.backend.size_of(arrays[0]) < kernel.smallest:
+        if why_beyond(op, route, kernel, arrays, given) is not None:
             continue
-        if kernel.why_never is not None and kernel.why_never(*arrays, **options) is not None:
+        if kernel.why_never is not None and kernel.why_never(*arrays, **given) is not None:
             continue
         loaded = KERNELS.get(kernel.function)
         if kernel.why_not is always:
@@ -311,14 +346,15 @@ def explain(op: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Expla
     route, arrays, options = join(described, tuple(bound.pop(key) for key in described.arrays), bound)
     described.check(route.xp, *arrays, **options)
     declined: list[tuple[str, str]] = []
+    given = _given(described, options)
     kernels: tuple[Kernel, ...] = route.backend.kernels.get(name, ())
     for kernel in kernels:
         if _mode.standard_only:
             reason: str | None = "standard_only() is in force"
-        elif route.backend.size_of(arrays[0]) < kernel.smallest:
-            reason = f"fewer than {kernel.smallest} elements"
         else:
-            reason = kernel.why_declined(*arrays, **options)
+            reason = why_beyond(described, route, kernel, arrays, given)
+            if reason is None:
+                reason = kernel.why_declined(*arrays, **given)
         if reason is None:
             # Kernels of one name are steps of one: that the first was not enough is no matter.
             others = tuple(pair for pair in declined if pair[0] != kernel.name)

@@ -13,6 +13,7 @@ from portable_ops.routes import (
     default_dtype,
     describe,
     dtype_name,
+    found_route,
     kind_of,
     route_of,
     route_of_backend,
@@ -22,10 +23,17 @@ if TYPE_CHECKING:
     from portable_ops.dispatch import Operation
 
 
-def is_joined(route: Route, arrays: tuple[Any, ...], options: dict[str, Any], keywords: tuple[str, ...]) -> bool:
-    """Whether all array arguments are already arrays of one library on one device, and no option is a scalar of NumPy's.
+def is_joined(
+    route: Route,
+    arrays: tuple[Any, ...],
+    options: dict[str, Any],
+    keywords: tuple[str, ...],
+    numbers: tuple[str, ...] = (),
+) -> bool:
+    """Whether all array arguments are already arrays of one library on one device, and the options plain.
 
-    In the arithmetic of such a scalar ``num_classes**2`` may wrap around.
+    An option is not plain if it is a scalar of NumPy's, in whose arithmetic ``num_classes**2`` may wrap around, a number that
+    is an array, or a tuple of labels.
     """
     first = arrays[0]
     for array in arrays[1:]:
@@ -36,7 +44,9 @@ def is_joined(route: Route, arrays: tuple[Any, ...], options: dict[str, Any], ke
             return False
     for name, value in options.items():
         if name not in keywords:
-            if isinstance(value, np.generic):
+            if isinstance(value, np.generic) or (name == "ignore_index" and type(value) is tuple):
+                return False
+            if name in numbers and value is not None and type(value) not in (float, int):
                 return False
         elif value is not None:
             if ROUTES.get(type(value)) is not route:
@@ -56,7 +66,7 @@ def join(
     op: Operation, arrays: tuple[Any, ...], options: dict[str, Any]
 ) -> tuple[Route, tuple[Any, ...], dict[str, Any]]:
     """Bring lists and scalars to the library and device of the arrays beside them; refuse mixtures."""
-    options = {name: value if name in op.keyword_arrays else _python(value) for name, value in options.items()}
+    options = {name: value if name in op.keyword_arrays else _plain(name, value) for name, value in options.items()}
     given = dict(zip(op.arrays, arrays, strict=True))
     given |= {name: options[name] for name in op.keyword_arrays if options.get(name) is not None}
     routes = {name: route_of(value, name) for name, value in given.items()}
@@ -79,13 +89,34 @@ def join(
             raise ValueError(
                 f"{name}: got an array on device {apart[1]} beside one on {apart[0]} in {first}; expected one device"
             )
+    for name in op.numbers:
+        if not isinstance(options.get(name), float | int | None):
+            options[name] = _number(name, options[name], route, first)
     joined = tuple(given[name] for name in op.arrays)
     return route, joined, options | {name: given[name] for name in op.keyword_arrays if name in given}
 
 
-def _python(value: Any) -> Any:
-    """A scalar of NumPy's as Python's own; anything else as it is."""
-    return value.item() if isinstance(value, np.generic) else value
+def _plain(name: str, value: Any) -> Any:
+    """A scalar of NumPy's as Python's own, and one label to ignore out of its tuple; anything else as it is."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if name == "ignore_index" and type(value) is tuple:
+        labels = tuple(_plain("", label) for label in value)
+        return labels[0] if len(labels) == 1 else labels
+    return value
+
+
+def _number(name: str, value: Any, route: Route, first: str | None) -> Any:
+    """A number that is given as an array: NumPy's as Python's own; any other must be of the library of the call."""
+    if isinstance(value, np.ndarray):
+        return value.item() if value.ndim == 0 else value
+    other = found_route(type(value))
+    if other is None or other is route:
+        return value
+    raise TypeError(
+        f"{name}: got a {other.backend.name} array beside a {route.backend.name} array in {first}; "
+        "expected a Python number, or a 0-d array of the same library"
+    )
 
 
 def _from_python(name: str, value: Any, route: Route, like: Array | None) -> Array:

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from portable_ops.backend import Array
-from portable_ops.checks import complaint
+from portable_ops.checks import IgnoreIndex, complaint
 from portable_ops.routes import (
     Namespace,
     backend_of,
@@ -34,13 +34,19 @@ def widened(xp: Namespace, labels: Array) -> Array:
     return labels if labels.dtype == dtype else xp.astype(labels, dtype)
 
 
-def ignored_labels(xp: Namespace, labels: Array, ignore_index: int | None) -> Array | None:
+def ignored_labels(xp: Namespace, labels: Array, ignore_index: IgnoreIndex) -> Array | None:
     """Where labels, or the values of a mask, are to be ignored; None if none can be.
 
     Labels are compared in their own dtype, in which an unsigned one is what it says. None equals an index out of its range.
     """
     if ignore_index is None:
         return None
+    if isinstance(ignore_index, tuple):
+        ignored = None
+        for one in ignore_index:
+            these = ignored_labels(xp, labels, one)
+            ignored = these if ignored is None else ignored if these is None else ignored | these
+        return ignored
     kind = kind_of(labels)
     if kind in ("float", "half"):
         return labels == float(ignore_index) if -(2**63) <= ignore_index < 2**64 else None

@@ -75,7 +75,7 @@ def route_of(value: Any, argument: str = "argument") -> Route | None:
     if route is None:
         if isinstance(value, bool | int | float | complex | list | tuple | np.generic):
             return None
-        route = _find_route(cls, argument)
+        route = found_route(cls, argument)
         if route is None and hasattr(cls, "__array_namespace__"):
             route = ROUTES[cls] = _stranger(value)
         if route is None:
@@ -85,7 +85,8 @@ def route_of(value: Any, argument: str = "argument") -> Route | None:
     return route
 
 
-def _find_route(cls: type, argument: str = "argument") -> Route | None:
+def found_route(cls: type, argument: str = "argument") -> Route | None:
+    """The route of an array type, None for any other type."""
     route = ROUTES.get(cls)
     if route is not None:
         return route
@@ -106,7 +107,7 @@ def meet(cls: type) -> None:
     """Fill the tables for a type that has not been met before; one to be refused is refused later, by name."""
     if cls not in ROUTES:
         with suppress(TypeError):
-            _find_route(cls)
+            found_route(cls)
 
 
 # torch.compile calls this at compile time, for good: importing and filling tables cannot be traced. The attribute is
@@ -242,7 +243,7 @@ def _other_kind(xp: Namespace, dtype: Any) -> str:
 def _require_route(array: Array) -> Route:
     # NumPy's own functions make scalars of 0-d arrays.
     scalar = isinstance(array, np.generic)
-    route = route_of_backend(registered_backends()["numpy"]) if scalar else _find_route(type(array)) or route_of(array)
+    route = route_of_backend(registered_backends()["numpy"]) if scalar else found_route(type(array)) or route_of(array)
     if route is None:
         raise TypeError(f"got {describe(array)}; expected an array")
     return route

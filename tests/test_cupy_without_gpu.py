@@ -35,12 +35,16 @@ KERNELS = [(operation, kernel) for operation, kernels in BACKEND.kernels.items()
 
 
 @pytest.mark.parametrize(("operation", "kernel"), KERNELS, ids=lambda value: getattr(value, "name", value))
-def test_kernels_load_with_the_signature_of_their_operation(operation: str, kernel: Kernel) -> None:
+def test_kernels_load_with_the_options_that_they_declare(operation: str, kernel: Kernel) -> None:
     if kernel.name == "torch":
         pytest.importorskip("torch", reason="torch is not installed")
     own = inspect.signature(load(kernel.function)).parameters
-    public = OPERATIONS[operation].signature.parameters
-    assert [(p.name, p.kind, p.default) for p in own.values()] == [(p.name, p.kind, p.default) for p in public.values()]
+    public = OPERATIONS[operation].signature.parameters.values()
+    assert kernel.options is not None
+    declared = (*OPERATIONS[operation].arrays, *kernel.options)
+    assert [(p.name, p.kind, p.default) for p in own.values()] == [
+        (p.name, p.kind, p.default) for p in public if p.name in declared
+    ]
 
 
 def test_devices_are_told_apart_from_none() -> None:

@@ -157,7 +157,7 @@ def kernels() -> list[Any]:
 
 
 @pytest.mark.parametrize(("name", "operation", "kernel"), kernels())
-def test_kernels_have_the_signature_of_their_operation(name: str, operation: str, kernel: Any) -> None:
+def test_kernels_have_the_options_that_they_declare(name: str, operation: str, kernel: Any) -> None:
     if not registered_backends()[name].is_installed():
         pytest.skip(f"{name} is not installed")
     if kernel.name == "numba":
@@ -169,11 +169,14 @@ def test_kernels_have_the_signature_of_their_operation(name: str, operation: str
     ):  # modules that are imported on demand, with steps of their own
         import_module(f"portable_ops.{steps}")
     described = (OPERATIONS | STEPS)[operation]
-    public = [(p.name, p.kind, p.default) for p in described.signature.parameters.values()]
+    parameters = described.signature.parameters
+    declared = set(parameters if kernel.options is None else (*described.arrays, *kernel.options))
+    assert declared <= set(parameters)
+    public = [(p.name, p.kind, p.default) for p in parameters.values() if p.name in declared]
     for function in (load(kernel.function), kernel.why_not, kernel.why_never or always):
-        parameters = inspect.signature(function).parameters.values()
-        own = [(p.name, p.kind, p.default) for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-        if any(p.kind is p.VAR_KEYWORD for p in parameters):  # it looks at some of them, whatever the arrays are called
+        taken = inspect.signature(function).parameters.values()
+        own = [(p.name, p.kind, p.default) for p in taken if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        if any(p.kind is p.VAR_KEYWORD for p in taken):  # it looks at some of them, whatever the arrays are called
             assert {one for one in own if one[1] is not inspect.Parameter.POSITIONAL_ONLY} <= set(public)
         else:
             assert own == public

@@ -12,6 +12,7 @@ import numpy as np
 
 from portable_ops.backend import Backend, Kernel, always
 from portable_ops_backends.cuda import availability
+from portable_ops_backends.options import with_options
 
 
 def _cupy() -> Any:
@@ -159,28 +160,32 @@ backend = Backend(
     uniform=uniform,
     remembered=True,
     dtypes=("float16", "float32", "float64"),
-    kernels={
-        "softmax": _cuda("activations", "softmax", availability.why_not_softmax),
-        "log_softmax": _cuda("activations", "log_softmax", availability.why_not_softmax),
-        "logsumexp": _cuda("activations", "logsumexp", availability.why_not_logsumexp),
-        "sigmoid": _cuda("activations", "sigmoid", availability.why_not_elementwise, _CUPYX),
-        # Not cupyx's log_softmax: it makes -inf, not nan, of the finite entries of a row that holds +inf.
-        "log_sigmoid": _cuda("activations", "log_sigmoid", availability.why_not_elementwise, _CUPYX),
-        "cross_entropy": _cuda("losses", "cross_entropy", availability.why_not_cross_entropy),
-        "dice_coefficient": _cuda("losses", "dice_coefficient", availability.why_not_dice),
-        "scaled_dot_product_attention": (
-            Kernel(
-                name="torch",
-                function="portable_ops_backends.native.cupy_by_torch:scaled_dot_product_attention",
-                why_not=why_not_torch_attention,
+    kernels=with_options(
+        {
+            "softmax": _cuda("activations", "softmax", availability.why_not_softmax),
+            "log_softmax": _cuda("activations", "log_softmax", availability.why_not_softmax),
+            "logsumexp": _cuda("activations", "logsumexp", availability.why_not_logsumexp),
+            "sigmoid": _cuda("activations", "sigmoid", availability.why_not_elementwise, _CUPYX),
+            # Not cupyx's log_softmax: it makes -inf, not nan, of the finite entries of a row that holds +inf.
+            "log_sigmoid": _cuda("activations", "log_sigmoid", availability.why_not_elementwise, _CUPYX),
+            "cross_entropy": _cuda("losses", "cross_entropy", availability.why_not_cross_entropy),
+            "dice_coefficient": _cuda("losses", "dice_coefficient", availability.why_not_dice),
+            "scaled_dot_product_attention": (
+                Kernel(
+                    name="torch",
+                    function="portable_ops_backends.native.cupy_by_torch:scaled_dot_product_attention",
+                    why_not=why_not_torch_attention,
+                ),
+                Kernel(
+                    name="cublas",
+                    function="portable_ops_backends.cuda.attention:scaled_dot_product_attention",
+                    why_never=availability.why_not_blocks,
+                ),
             ),
-            Kernel(
-                name="cublas",
-                function="portable_ops_backends.cuda.attention:scaled_dot_product_attention",
-                why_never=availability.why_not_blocks,
+            "confusion_matrix": _cuda("counting", "confusion_matrix", availability.why_not_counting, _BINCOUNT),
+            "intersection_and_union": _cuda(
+                "counting", "intersection_and_union", availability.why_not_counting, _BINCOUNT
             ),
-        ),
-        "confusion_matrix": _cuda("counting", "confusion_matrix", availability.why_not_counting, _BINCOUNT),
-        "intersection_and_union": _cuda("counting", "intersection_and_union", availability.why_not_counting, _BINCOUNT),
-    },
+        }
+    ),
 )

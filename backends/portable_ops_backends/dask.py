@@ -10,6 +10,7 @@ import numpy as np
 
 from portable_ops.backend import Backend, Kernel, always, load
 from portable_ops_backends import numpy as host
+from portable_ops_backends.options import with_options
 
 
 def _dask_array() -> Any:
@@ -95,5 +96,5 @@ backend = Backend(
     lazy=True,
     deferred=deferred,
     dtypes=("float16", "float32", "float64"),
-    kernels={name: _blocks(name, module) for name, module in MODULES.items()},
+    kernels=with_options({name: _blocks(name, module) for name, module in MODULES.items()}),
 )

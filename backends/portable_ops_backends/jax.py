@@ -13,6 +13,7 @@ import numpy as np
 
 from portable_ops.backend import Backend, Kernel, always
 from portable_ops_backends.cpu.availability import SMALLEST, why_not_counting
+from portable_ops_backends.options import with_options
 
 
 def _jax() -> Any:
@@ -231,15 +232,17 @@ backend = Backend(
     # XLA on the CPU adds one after the other: 5 eps were seen for 360 float32 numbers.
     longest_sum=64,
     fence=fence,
-    kernels={name: _compiled(name) for name in COMPILED}
-    | {name: _counting(name) for name in ("confusion_matrix", "intersection_and_union")}
-    | {
-        "scaled_dot_product_attention": (
-            Kernel(
-                name="scan",
-                function="portable_ops_backends.native.jax:scaled_dot_product_attention",
-                why_not=why_not_scan,
-            ),
-        )
-    },
+    kernels=with_options(
+        {name: _compiled(name) for name in COMPILED}
+        | {name: _counting(name) for name in ("confusion_matrix", "intersection_and_union")}
+        | {
+            "scaled_dot_product_attention": (
+                Kernel(
+                    name="scan",
+                    function="portable_ops_backends.native.jax:scaled_dot_product_attention",
+                    why_not=why_not_scan,
+                ),
+            )
+        }
+    ),
 )

@@ -10,6 +10,7 @@ import numpy as np
 
 from portable_ops.backend import Backend, Kernel, always
 from portable_ops_backends.cpu import availability
+from portable_ops_backends.options import with_options
 
 
 def device_of(array: Any) -> str:
@@ -80,29 +81,31 @@ backend = Backend(
     rng=rng,
     uniform=uniform,
     dtypes=("float16", "float32", "float64"),
-    kernels={
-        "softmax": (_numba("softmax", "softmax", availability.why_not_softmax),),
-        "log_softmax": (_numba("softmax", "log_softmax", availability.why_not_softmax),),
-        "logsumexp": (_numba("softmax", "logsumexp", availability.why_not_logsumexp),),
-        "sigmoid": (_numba("sigmoid", "sigmoid", availability.why_not_elementwise),),
-        "log_sigmoid": (_numba("sigmoid", "log_sigmoid", availability.why_not_elementwise),),
-        "cross_entropy": (_numba("cross_entropy", "cross_entropy", availability.why_not_cross_entropy),),
-        "binary_cross_entropy": (
-            _numba("binary_cross_entropy", "binary_cross_entropy", availability.why_not_binary_cross_entropy),
-        ),
-        "dice_coefficient": (
-            _numba("dice", "dice_coefficient", availability.why_not_dice, availability.why_not_scattered_dice),
-        ),
-        "scaled_dot_product_attention": (
-            _numba(
-                "attention",
-                "scaled_dot_product_attention",
-                availability.why_not_attention,
-                availability.why_not_masked_attention,
-                smallest=0,
+    kernels=with_options(
+        {
+            "softmax": (_numba("softmax", "softmax", availability.why_not_softmax),),
+            "log_softmax": (_numba("softmax", "log_softmax", availability.why_not_softmax),),
+            "logsumexp": (_numba("softmax", "logsumexp", availability.why_not_logsumexp),),
+            "sigmoid": (_numba("sigmoid", "sigmoid", availability.why_not_elementwise),),
+            "log_sigmoid": (_numba("sigmoid", "log_sigmoid", availability.why_not_elementwise),),
+            "cross_entropy": (_numba("cross_entropy", "cross_entropy", availability.why_not_cross_entropy),),
+            "binary_cross_entropy": (
+                _numba("binary_cross_entropy", "binary_cross_entropy", availability.why_not_binary_cross_entropy),
             ),
-        ),
-        "confusion_matrix": _counting("confusion_matrix"),
-        "intersection_and_union": _counting("intersection_and_union"),
-    },
+            "dice_coefficient": (
+                _numba("dice", "dice_coefficient", availability.why_not_dice, availability.why_not_scattered_dice),
+            ),
+            "scaled_dot_product_attention": (
+                _numba(
+                    "attention",
+                    "scaled_dot_product_attention",
+                    availability.why_not_attention,
+                    availability.why_not_masked_attention,
+                    smallest=0,
+                ),
+            ),
+            "confusion_matrix": _counting("confusion_matrix"),
+            "intersection_and_union": _counting("intersection_and_union"),
+        }
+    ),
 )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from portable_ops.backend import Backend
+from portable_ops_backends.options import with_options
 from portable_ops_backends.torch_kernels import kernels
 from portable_ops_backends.torch_tensors import LONGEST_SUM, is_concrete, on_host, size_of
 
@@ -132,5 +133,5 @@ backend = Backend(
     grad=grad,
     dtypes=("float16", "bfloat16", "float32", "float64"),
     longest_sum=LONGEST_SUM,
-    kernels=kernels,
+    kernels=with_options(kernels),
 )
