@@ -23,7 +23,7 @@ from portable_ops.dispatch import operation
 from portable_ops.labels import ignored_labels, in_range, require_in_range, widened
 from portable_ops.precision import as_dtype, returned, summed, working
 from portable_ops.ranges import require_unit_range
-from portable_ops.reduction import is_exactly, log_of, magnitude, product, reduced
+from portable_ops.reduction import is_exactly, log_of, product, reduced, scaled
 from portable_ops.routes import Namespace, values_are_at_hand
 from portable_ops.standard import picked_along
 from portable_ops.targets import (
@@ -41,7 +41,8 @@ DEFAULT_EPS = 1e-7
 """Added to probabilities before their logarithm is taken; logits need none."""
 
 
-def _require_eps(eps: float | None, from_logits: bool) -> None:
+def require_eps(eps: float | None, from_logits: bool) -> None:
+    """Raise unless the options of probabilities fit together."""
     require_flag("from_logits", from_logits)
     if eps is not None:
         if from_logits:
@@ -79,7 +80,7 @@ def _check_cross_entropy(
     require_number("label_smoothing", label_smoothing, minimum=0.0, maximum=1.0)
     require_choice("reduction", reduction, REDUCTIONS)
     if from_logits is not True or eps is not None:
-        _require_eps(eps, from_logits)
+        require_eps(eps, from_logits)
 
 
 def _require_ignorable(ignore_index: IgnoreIndex, indices: bool) -> None:
@@ -177,8 +178,8 @@ def cross_entropy(
     z, dtype = working(xp, logits)
     (axis,) = class_axes_of(class_axis, logits)
     num_classes = logits.shape[axis]
-    w, scale = _scaled(xp, weight, z, reduction)
-    s, _ = _scaled(xp, sample_weight, z, reduction)
+    w, scale = scaled(xp, weight, z, reduction)
+    s, _ = scaled(xp, sample_weight, z, reduction)
     if s is not None:
         s = xp.broadcast_to(s, z.shape[:axis] + z.shape[axis + 1 :])
         z = xp.where(xp.expand_dims(s == 0, axis=axis) & ~xp.isfinite(z), 0.0, z)
@@ -235,17 +236,6 @@ def cross_entropy(
     return returned(xp, reduced(xp, loss, weights, reduction), dtype)
 
 
-def _scaled(xp: Namespace, weights: Array | None, like: Array, reduction: str) -> tuple[Array | None, Array | None]:
-    """Weights in the dtype of `like` and, for a mean, what they were divided by so that no product or sum overflows."""
-    if weights is None:
-        return None, None
-    weights = as_dtype(xp, weights, like)
-    if reduction != "mean":
-        return weights, None
-    scale = magnitude(xp, weights)
-    return weights / scale, scale
-
-
 def _check_binary_cross_entropy(
     xp: Namespace,
     logits: Array,
@@ -276,7 +266,7 @@ def _check_binary_cross_entropy(
     require_number("label_smoothing", label_smoothing, minimum=0.0, maximum=1.0)
     require_choice("reduction", reduction, REDUCTIONS)
     if from_logits is not True or eps is not None:
-        _require_eps(eps, from_logits)
+        require_eps(eps, from_logits)
 
 
 @operation(_check_binary_cross_entropy, keyword_arrays=("weight", "pos_weight", "sample_weight"))
@@ -348,15 +338,15 @@ def binary_cross_entropy(
         require_unit_range(xp, "logits", logits, kept, "probabilities; or from_logits=True for logits")
     if ignored is not None:  # what is ignored may be nan, and its gradient is 0 nevertheless
         z, t = xp.where(ignored, 0.0, z), xp.where(ignored, 0.0, t)
-    s, _ = _scaled(xp, sample_weight, z, reduction)
+    s, _ = scaled(xp, sample_weight, z, reduction)
     if s is not None:
         s = xp.broadcast_to(s, z.shape)
         z = xp.where((s == 0) & ~xp.isfinite(z), 0.0, z)
     if not is_exactly(label_smoothing, 0):
         t = t * (1 - label_smoothing) + label_smoothing / 2
     positive, negative = t, 1 - t
-    pw, pos_scale = _scaled(xp, pos_weight, z, reduction)
-    w, scale = _scaled(xp, weight, z, reduction)
+    pw, pos_scale = scaled(xp, pos_weight, z, reduction)
+    w, scale = scaled(xp, weight, z, reduction)
     if pw is not None:
         positive = positive * pw
         negative = negative if pos_scale is None else negative / pos_scale

@@ -6,7 +6,7 @@ import math
 
 from portable_ops.backend import Array
 from portable_ops.checks import Number
-from portable_ops.precision import summed
+from portable_ops.precision import as_dtype, summed
 from portable_ops.routes import Namespace, backend_of
 
 
@@ -50,6 +50,17 @@ def magnitude(xp: Namespace, weights: Array) -> Array:
 
 
 _LARGE = 2.0**40
+
+
+def scaled(xp: Namespace, weights: Array | None, like: Array, reduction: str) -> tuple[Array | None, Array | None]:
+    """Weights in the dtype of `like` and, for a mean, what they were divided by so that no product or sum overflows."""
+    if weights is None:
+        return None, None
+    weights = as_dtype(xp, weights, like)
+    if reduction != "mean":
+        return weights, None
+    scale = magnitude(xp, weights)
+    return weights / scale, scale
 
 
 def reduced(xp: Namespace, loss: Array, weights: Array | None, reduction: str) -> Array:
