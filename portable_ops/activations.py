@@ -46,10 +46,12 @@ def log_of_sum(xp: Namespace, shifted: Array, axis: Axis, *, keepdims: bool = Fa
     """Logarithm of the sum of the exponentials of what `shift_of` was taken off.
 
     The largest terms are 1, and are counted: of the others the last digits would be lost beside a 1 (4e-18 beside it, say).
+    The ones are taken off after the exponential, whose gradient they keep: so what a largest element's gradient is by
+    itself and by way of the sum cancels first, and what is left of it comes from the others, by way of the maximum.
     """
-    largest = shifted == 0
-    others = summed(xp, xp.exp(xp.where(largest, -math.inf, shifted)), axis, keepdims=keepdims)
-    count = summed(xp, xp.astype(largest, shifted.dtype), axis, keepdims=keepdims)
+    largest = xp.astype(shifted == 0, shifted.dtype)
+    others = summed(xp, xp.exp(shifted) - largest, axis, keepdims=keepdims)
+    count = summed(xp, largest, axis, keepdims=keepdims)
     return xp.log1p((count - 1) + others)
 
 
