@@ -13,10 +13,16 @@ from portable_ops.routes import Namespace
 
 def _check_normalizer(xp: Namespace, x: Array, /, *, axis: Axis = -1, where: Array | None = None) -> None:
     require_real("x", x)
-    normalized_axes(axis, x)
+    if not is_alone(x, axis):
+        normalized_axes(axis, x)
     if where is not None:
         require_bool("where", where)
         require_broadcastable("where", where, "x", x.shape)
+
+
+def is_alone(x: Array, axis: Axis) -> bool:
+    """Whether an array is one number, along what would be the one axis of a vector: it sums to one by itself."""
+    return x.ndim == 0 and type(axis) is int and axis in (0, -1)
 
 
 def _check_logsumexp(
@@ -64,7 +70,7 @@ def softmax(xp: Namespace, x: Array, /, *, axis: Axis = -1, where: Array | None 
     x : array of any shape, real
         Float16 and bfloat16 are computed in float32; integers and bools become the default floating dtype.
     axis : int, tuple of int or None
-        The axes that sum to one; None is all of them.
+        The axes that sum to one; None is all of them. One number, which has none, may be named as a vector of it would be: 0 or -1.
     where : array of bool, optional
         Broadcast to the shape of `x`. True takes part; what does not, becomes 0, whatever it holds.
 
@@ -96,6 +102,8 @@ def softmax(xp: Namespace, x: Array, /, *, axis: Axis = -1, where: Array | None 
     array([[0.5, 0.5],
            [1. , 0. ]])
     """
+    if is_alone(x, axis):
+        axis = None
     z, dtype = working(xp, x)
     if 0 in x.shape:
         return returned(xp, z, dtype)
@@ -117,7 +125,7 @@ def log_softmax(xp: Namespace, x: Array, /, *, axis: Axis = -1, where: Array | N
     ----------
     x : array of any shape, real
     axis : int, tuple of int or None
-        The axes over which the exponentials sum to one; None is all of them.
+        The axes over which the exponentials sum to one, as in `softmax`.
     where : array of bool, optional
         Broadcast to the shape of `x`. True takes part; what does not, becomes -inf.
 
@@ -144,6 +152,8 @@ def log_softmax(xp: Namespace, x: Array, /, *, axis: Axis = -1, where: Array | N
     >>> po.log_softmax(np.asarray([0.0, -1000.0]))
     array([    0., -1000.])
     """
+    if is_alone(x, axis):
+        axis = None
     z, dtype = working(xp, x)
     if 0 in x.shape:
         return returned(xp, z, dtype)
@@ -167,7 +177,7 @@ def logsumexp(
     ----------
     x : array of any shape, real
     axis : int, tuple of int or None
-        The axes to sum over; None is all of them.
+        The axes to sum over; None is all of them, and one number has 0 or -1, as in `softmax`.
     keepdims : bool
         Whether the summed axes stay, with size one.
     where : array of bool, optional
@@ -197,7 +207,7 @@ def logsumexp(
     1000.6931
     """
     z, dtype = working(xp, x)
-    axes = normalized_axes(axis, x)
+    axes = normalized_axes(None if is_alone(x, axis) else axis, x)
     if any(z.shape[one] == 0 for one in axes):
         # The standard has no maximum of nothing; the sum of nothing is 0, and its logarithm -inf.
         return returned(xp, xp.sum(z, axis=axes, keepdims=keepdims) - math.inf, dtype)
