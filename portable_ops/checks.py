@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 from portable_ops.backend import Array
@@ -116,7 +117,7 @@ def require_number(
     """
     if type(value) is float and minimum <= value <= maximum and value < below:
         return
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         if not _is_number(argument, value):
             return
         value = float(backend_of(value).detached(value))
