@@ -34,6 +34,14 @@ def always(*args: Any, **kwargs: Any) -> None:
     """The `why_not` of a kernel that serves every call."""
 
 
+def warn_of(message: str, stacklevel: int = 2) -> None:
+    """Warn of something that the call gets over; where warnings are errors, it is printed: the call must not fail for it."""
+    try:
+        warnings.warn(message, RuntimeWarning, stacklevel=stacklevel + 1)
+    except RuntimeWarning:
+        print(f"portable_ops: {message}", file=sys.stderr)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
     """A faster way to run one operation on one backend's arrays.
