@@ -125,6 +125,9 @@ class Backend:
     is_contiguous : callable or None
         ``(array)``: whether the elements lie side by side in memory, in C order, so that sums of them are added in pairs; False
         for a tracer. None where arrays have no strides.
+    why_unusable : callable or None
+        ``(array)``: what an array is that no operation takes although its type is right, and what is expected instead, such as
+        ``"a sparse tensor; expected a dense one"``; else None. It is asked when a call is checked, and when a kernel raises.
     size_of : callable
         ``(array)``: the number of elements, or, where a trace would be tied to it, one larger than any.
     remembered : bool
@@ -185,6 +188,7 @@ class Backend:
     is_concrete: Callable[[Array], bool] = lambda array: True
     on_host: Callable[[Array], bool] = lambda array: True
     is_contiguous: Callable[[Array], bool] | None = None
+    why_unusable: Callable[[Array], str | None] | None = None
     size_of: Callable[[Array], int] = lambda array: math.prod(array.shape)
     remembered: bool = False
     is_traced: str = ""

@@ -19,7 +19,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from portable_ops.backend import Kernel, always
 from portable_ops.calls import written
-from portable_ops.joining import is_joined, join
+from portable_ops.joining import is_joined, join, require_usable
 from portable_ops.routes import (
     KERNELS,
     MEMORY,
@@ -127,6 +127,8 @@ def operation(
             if route is None or not is_joined(route, arrays, options, keywords, numbers):
                 route, arrays, options = join(op, arrays, options)
                 key = None
+            else:
+                require_usable(op, route, arrays, options)
             check(route.xp, *arrays, **options)
             serves, given = _serving(op, route, arrays, options)
             if key is not None and _may_be_kept(arrays, options):
@@ -135,7 +137,10 @@ def operation(
                 remember_type(cls)
             return serves(*arrays, **given)
 
-        call = written(name, op.signature, keywords, in_full, globals())
+        def refuse(*arrays: Any) -> None:
+            require_usable(op, ROUTES[type(arrays[0])], arrays, {})
+
+        call = written(name, op.signature, keywords, in_full, refuse, globals())
         function = functools.wraps(definition)(cast("Callable[P, R]", call))
         function.__signature__ = op.signature  # type: ignore[attr-defined]
         return function
