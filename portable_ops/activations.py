@@ -42,6 +42,17 @@ def shift_of(xp: Namespace, z: Array, axis: Axis) -> Array:
     return xp.where(xp.isinf(peak), math.nan, peak)
 
 
+def log_of_sum(xp: Namespace, shifted: Array, axis: Axis, *, keepdims: bool = False) -> Array:
+    """Logarithm of the sum of the exponentials of what `shift_of` was taken off.
+
+    The largest terms are 1, and are counted: of the others the last digits would be lost beside a 1 (4e-18 beside it, say).
+    """
+    largest = shifted == 0
+    others = summed(xp, xp.exp(xp.where(largest, -math.inf, shifted)), axis, keepdims=keepdims)
+    count = summed(xp, xp.astype(largest, shifted.dtype), axis, keepdims=keepdims)
+    return xp.log1p((count - 1) + others)
+
+
 @operation(_check_normalizer, keyword_arrays=("where",))
 def softmax(xp: Namespace, x: Array, /, *, axis: Axis = -1, where: Array | None = None) -> Array:
     """Exponentials of `x` along `axis`, divided by their sum.
@@ -136,11 +147,12 @@ def log_softmax(xp: Namespace, x: Array, /, *, axis: Axis = -1, where: Array | N
         return returned(xp, z, dtype)
     if where is None:
         shifted = z - shift_of(xp, z, axis)
-        return returned(xp, shifted - xp.log(summed(xp, xp.exp(shifted), axis, keepdims=True)), dtype)
+        return returned(xp, shifted - log_of_sum(xp, shifted, axis, keepdims=True), dtype)
     z, occupied = _masked(xp, z, axis, where)
-    shifted = z - xp.where(occupied, shift_of(xp, z, axis), 0.0)
-    total = xp.where(occupied, summed(xp, xp.exp(shifted), axis, keepdims=True), 1.0)
-    return returned(xp, xp.where(where, shifted - xp.log(total), -math.inf), dtype)
+    # Of a row without entries all are the largest, so that neither a value nor a gradient is nan.
+    shifted = xp.where(occupied, z - xp.where(occupied, shift_of(xp, z, axis), 0.0), 0.0)
+    logs = shifted - log_of_sum(xp, shifted, axis, keepdims=True)
+    return returned(xp, xp.where(where, logs, -math.inf), dtype)
 
 
 @operation(_check_logsumexp, keyword_arrays=("where",))
@@ -190,15 +202,12 @@ def logsumexp(
     if where is not None:
         z = xp.where(where, z, -math.inf)
     peak = xp.max(z, axis=axes, keepdims=True)
-    # Rows without a finite peak stay what they are by any finite shift; the largest keeps their finite terms from overflow.
-    shift = xp.where(xp.isfinite(peak), peak, float(xp.finfo(z.dtype).max))
-    total = summed(xp, xp.exp(z - shift), axes, keepdims=keepdims)
+    # A row without a finite peak is that peak; its terms are taken for the largest, so that none is infinity less infinity.
+    finite = xp.isfinite(peak)
+    logs = log_of_sum(xp, xp.where(finite, z - xp.where(finite, peak, 0.0), 0.0), axes, keepdims=keepdims)
     if not keepdims:
-        peak, shift = xp.squeeze(peak, axis=axes), xp.squeeze(shift, axis=axes)
-    # Where the peak is -inf the sum is 0: log(1) - inf avoids the warning of log(0).
-    nothing = peak == -math.inf
-    result = xp.log(xp.where(nothing, 1.0, total)) + xp.where(nothing, peak, shift)
-    return returned(xp, result, dtype)
+        peak, finite = xp.squeeze(peak, axis=axes), xp.squeeze(finite, axis=axes)
+    return returned(xp, xp.where(finite, peak + logs, peak), dtype)
 
 
 @operation(_check_elementwise)

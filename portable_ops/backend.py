@@ -169,6 +169,9 @@ class Backend:
         ``(array)``: the same values without the graph by which gradients would flow, which must not grow with a sum.
     fence : callable
         ``(array)``: the same values, which a compiler does not merge with what is computed from them. Sums of sums stay so.
+    quiet : callable or None
+        ``(function)``: the function without the library's floating-point warnings. Results say what there is to say: a warning
+        of an overflow on the way to a right result misleads.
     kernels : mapping
         Operation name to the kernels that may serve it, best first.
     """
@@ -209,6 +212,7 @@ class Backend:
     longest_sum: int = 128
     detached: Callable[[Array], Array] = lambda array: array
     fence: Callable[[Array], Array] = lambda array: array
+    quiet: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
     kernels: Mapping[str, tuple[Kernel, ...]] = field(default_factory=lambda: _NOTHING)
 
     def is_installed(self) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from portable_ops.backend import Array
-from portable_ops.routes import found_route, kind_of, known_dtypes, values_are_at_hand
+from portable_ops.routes import backend_of, found_route, kind_of, known_dtypes, values_are_at_hand
 
 Axis = int | tuple[int, ...] | None
 
@@ -125,7 +125,7 @@ def require_number(
     if isinstance(value, bool) or not isinstance(value, int | float):
         if not _is_number(argument, value):
             return
-        value = float(value)  # type: ignore[arg-type]
+        value = float(backend_of(value).detached(value))
     if not (minimum <= value <= maximum) or (below != float("inf") and not value < below):
         parts = [f"at least {minimum:g}"] if minimum != float("-inf") else []
         parts += [f"at most {maximum:g}"] if maximum != float("inf") else []

@@ -172,9 +172,23 @@ def _serving(
             if (traced and not kernel.traceable) or why_beyond(op, route, kernel, arrays, given) is not None:
                 continue
             if kernel.why_declined(*arrays, **given) is None:
-                return KERNELS.get(kernel.function) or load_kernel(kernel.function), given
+                return _quiet(route, KERNELS.get(kernel.function) or load_kernel(kernel.function)), given
     definition = op.definition if route.has_adapter else _defined_for_stranger(op, route)
-    return functools.partial(definition, route.xp), options
+    return functools.partial(_quiet(route, definition), route.xp), options
+
+
+_QUIET: dict[Callable[..., Any], Callable[..., Any]] = {}
+
+
+def _quiet(route: Route, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function without the warnings of the array library, made once."""
+    quiet = route.backend.quiet
+    if quiet is None:
+        return function
+    made = _QUIET.get(function)
+    if made is None:
+        made = _QUIET[function] = quiet(function)
+    return made
 
 
 def _given(op: Operation, options: dict[str, Any]) -> dict[str, Any]:
@@ -201,6 +215,8 @@ def why_beyond(
             return f"{name}= is an array"
         if name == "ignore_index" and type(value) is tuple and not kernel.ignores_several:
             return "several labels in ignore_index="
+        if name == "class_axis" and type(value) is tuple:
+            return "several axes in class_axis="
     return None
 
 
@@ -280,9 +296,9 @@ def _plan(op: Operation, route: Route, arrays: tuple[Any, ...], options: dict[st
             continue
         loaded = KERNELS.get(kernel.function)
         if kernel.why_not is always:
-            return tuple(asked), bound(loaded or load_kernel(kernel.function))
-        asked.append((bound(kernel.why_not), bound(loaded or _loaded_late(kernel))))
-    return tuple(asked), bound(op.definition, route.xp)
+            return tuple(asked), bound(_quiet(route, loaded or load_kernel(kernel.function)))
+        asked.append((bound(kernel.why_not), bound(_quiet(route, loaded or _loaded_late(kernel)))))
+    return tuple(asked), bound(_quiet(route, op.definition), route.xp)
 
 
 def _loaded_late(kernel: Kernel) -> Callable[..., Any]:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from portable_ops.dispatch import Operation
 
 
+_ONE_OR_SEVERAL = frozenset({"ignore_index", "class_axis"})
+
+
 def is_joined(
     route: Route,
     arrays: tuple[Any, ...],
@@ -44,7 +47,7 @@ def is_joined(
             return False
     for name, value in options.items():
         if name not in keywords:
-            if isinstance(value, np.generic) or (name == "ignore_index" and type(value) is tuple):
+            if isinstance(value, np.generic) or (name in _ONE_OR_SEVERAL and type(value) is tuple):
                 return False
             if name in numbers and value is not None and type(value) not in (float, int):
                 return False
@@ -117,12 +120,12 @@ def join(
 
 
 def _plain(name: str, value: Any) -> Any:
-    """A scalar of NumPy's as Python's own, and one label to ignore out of its tuple; anything else as it is."""
+    """A scalar of NumPy's as Python's own, and one label or axis out of its tuple; anything else as it is."""
     if isinstance(value, np.generic):
         return value.item()
-    if name == "ignore_index" and type(value) is tuple:
-        labels = tuple(_plain("", label) for label in value)
-        return labels[0] if len(labels) == 1 else labels
+    if name in _ONE_OR_SEVERAL and type(value) is tuple:
+        several = tuple(_plain("", one) for one in value)
+        return several[0] if len(several) == 1 else several
     return value
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 
-from portable_ops.activations import log_softmax, shift_of
+from portable_ops.activations import log_of_sum, log_softmax, shift_of
 from portable_ops.backend import Array
 from portable_ops.checks import (
     REDUCTIONS,
+    IgnoreIndex,
+    Number,
     complaint,
     require_broadcastable,
     require_choice,
     require_flag,
-    require_integer,
+    require_ignore_index,
     require_number,
     require_real,
     require_same_shape,
@@ -20,16 +22,27 @@ from portable_ops.checks import (
 from portable_ops.dispatch import operation
 from portable_ops.labels import ignored_labels, in_range, require_in_range, widened
 from portable_ops.precision import as_dtype, returned, summed, working
-from portable_ops.reduction import log_of, product, reduced
+from portable_ops.ranges import require_unit_range
+from portable_ops.reduction import is_exactly, log_of, product, reduced, scaled
 from portable_ops.routes import Namespace, values_are_at_hand
 from portable_ops.standard import picked_along
-from portable_ops.targets import along, class_axis_of, holds_indices, require_class_weight, require_mask_ignorable
+from portable_ops.targets import (
+    along,
+    class_axes_of,
+    flattened_classes,
+    holds_indices,
+    require_class_weight,
+    require_mask_ignorable,
+    require_sample_weight,
+    require_several_classes,
+)
 
 DEFAULT_EPS = 1e-7
 """Added to probabilities before their logarithm is taken; logits need none."""
 
 
-def _require_eps(eps: float | None, from_logits: bool) -> None:
+def require_eps(eps: float | None, from_logits: bool) -> None:
+    """Raise unless the options of probabilities fit together."""
     require_flag("from_logits", from_logits)
     if eps is not None:
         if from_logits:
@@ -43,45 +56,51 @@ def _check_cross_entropy(
     target: Array,
     /,
     *,
-    class_axis: int | None = None,
+    class_axis: int | tuple[int, ...] | None = None,
     weight: Array | None = None,
-    ignore_index: int | None = None,
-    label_smoothing: float = 0.0,
+    sample_weight: Array | None = None,
+    ignore_index: IgnoreIndex = None,
+    label_smoothing: Number = 0.0,
     reduction: str = "mean",
     from_logits: bool = True,
     eps: float | None = None,
 ) -> None:
     require_real("logits", logits)
     require_real("target", target)
-    axis = class_axis_of(class_axis, logits)
-    indices = holds_indices(logits, target, axis)
+    axes = class_axes_of(class_axis, logits)
+    indices = holds_indices(logits, target, axes)
+    num_classes = math.prod(logits.shape[axis] for axis in axes)
+    require_several_classes(num_classes, axes, from_logits, "binary_cross_entropy")
     if weight is not None:
-        require_class_weight(weight, logits.shape[axis])
+        require_class_weight(weight, num_classes)
+    if sample_weight is not None:
+        require_sample_weight(sample_weight, [size for axis, size in enumerate(logits.shape) if axis not in axes])
     if ignore_index is not None:
         _require_ignorable(ignore_index, indices)
     require_number("label_smoothing", label_smoothing, minimum=0.0, maximum=1.0)
     require_choice("reduction", reduction, REDUCTIONS)
     if from_logits is not True or eps is not None:
-        _require_eps(eps, from_logits)
+        require_eps(eps, from_logits)
 
 
-def _require_ignorable(ignore_index: int, indices: bool) -> None:
-    require_integer("ignore_index", ignore_index)
+def _require_ignorable(ignore_index: IgnoreIndex, indices: bool) -> None:
+    require_ignore_index(ignore_index)
     if not indices:
         raise ValueError(complaint("ignore_index", ignore_index, "None, unless target holds class indices"))
 
 
-@operation(_check_cross_entropy, keyword_arrays=("weight",))
+@operation(_check_cross_entropy, keyword_arrays=("weight", "sample_weight"))
 def cross_entropy(
     xp: Namespace,
     logits: Array,
     target: Array,
     /,
     *,
-    class_axis: int | None = None,
+    class_axis: int | tuple[int, ...] | None = None,
     weight: Array | None = None,
-    ignore_index: int | None = None,
-    label_smoothing: float = 0.0,
+    sample_weight: Array | None = None,
+    ignore_index: IgnoreIndex = None,
+    label_smoothing: Number = 0.0,
     reduction: str = "mean",
     from_logits: bool = True,
     eps: float | None = None,
@@ -95,16 +114,21 @@ def cross_entropy(
     target : array
         Class indices: integers, of the shape of `logits` without the class axis. Or one-hot or class probabilities,
         of the shape of `logits`.
-    class_axis : int, optional
-        The axis of the classes. None: 1, or 0 for one-dimensional logits.
+    class_axis : int or tuple of int, optional
+        The axis of the classes. None: 1, or 0 for one-dimensional logits. Several axes hold one set of classes together, whose
+        indices count along them in C order.
     weight : array of shape (num_classes,), optional
-        Weight of each class.
-    ignore_index : int, optional
-        Elements with this class index count neither in the sum nor in the mean.
-    label_smoothing : float
+        Weight of each class. A class with weight 0 does not count, whatever its loss is.
+    sample_weight : array, optional
+        Weight of each element, broadcast to the shape of `logits` without the class axis. An element with weight 0 does not
+        count.
+    ignore_index : int or tuple of int, optional
+        Elements with this class index, or one of these, count neither in the sum nor in the mean.
+    label_smoothing : float or 0-d array
         From 0 to 1: the share of each target that is spread evenly over all classes.
     reduction : {"mean", "sum", "none"}
-        The mean over class indices divides by the sum of their weights; that over class probabilities by their number.
+        The mean over class indices divides by the sum of their weights; that over class probabilities by their number, or by
+        the sum of the sample weights.
     from_logits : bool
         If False, `logits` are probabilities and the loss is ``-t * log(p + eps)``.
     eps : float, optional
@@ -121,8 +145,9 @@ def cross_entropy(
     TypeError
         `logits` are complex, or class indices are no integers.
     ValueError
-        Shapes do not fit, an option is not one of those named, or a class index is out of range. (Where values cannot
-        be read freely, on a GPU or in a traced call, such an index makes the loss nan instead.)
+        Shapes do not fit, an option is not one of those named, there is only one class (use `binary_cross_entropy`), or a class
+        index is out of range. (Where values cannot be read freely, on a GPU or in a traced call, such an index makes the loss
+        nan instead.)
 
     References
     ----------
@@ -136,20 +161,41 @@ def cross_entropy(
     >>> print(round(float(po.cross_entropy(logits, np.asarray([0, 1]))), 4))
     0.2201
     """
+    if isinstance(class_axis, tuple) and len(class_axis) > 1:
+        logits, target = flattened_classes(xp, logits, target, class_axes_of(class_axis, logits))
+        return cross_entropy(
+            logits,
+            target,
+            class_axis=-1,
+            weight=weight,
+            sample_weight=sample_weight,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            reduction=reduction,
+            from_logits=from_logits,
+            eps=eps,
+        )
     z, dtype = working(xp, logits)
-    axis = class_axis_of(class_axis, logits)
+    (axis,) = class_axes_of(class_axis, logits)
     num_classes = logits.shape[axis]
-    w = None if weight is None else as_dtype(xp, weight, z)
+    w, scale = scaled(xp, weight, z, reduction)
+    s, _ = scaled(xp, sample_weight, z, reduction)
+    if s is not None:
+        s = xp.broadcast_to(s, z.shape[:axis] + z.shape[axis + 1 :])
+        z = xp.where(xp.expand_dims(s == 0, axis=axis) & ~xp.isfinite(z), 0.0, z)
     margin = DEFAULT_EPS if eps is None else eps
-    if not holds_indices(logits, target, axis):
+    if not holds_indices(logits, target, (axis,)):
         t = as_dtype(xp, target, z)
-        if label_smoothing:
+        if not is_exactly(label_smoothing, 0):
             t = t * (1 - label_smoothing) + label_smoothing / max(num_classes, 1)
         if w is not None:
             t = t * along(xp, w, axis, z.ndim)
-        logs = log_softmax(z, axis=axis) if from_logits else log_of(xp, z, margin, t)
+        logs = log_softmax(z, axis=axis) if from_logits else log_of(xp, z, margin)
         loss = -summed(xp, product(xp, t, logs), axis)
-        return returned(xp, reduced(xp, loss, None, reduction), dtype)
+        if s is not None:
+            loss = product(xp, s, loss)
+        loss = reduced(xp, loss, s, reduction)
+        return returned(xp, loss if scale is None else loss * scale, dtype)
 
     wide = widened(xp, target)
     ignored = ignored_labels(xp, target, ignore_index)
@@ -160,29 +206,33 @@ def cross_entropy(
     else:
         valid = in_range(wide, num_classes)
         index = xp.where(valid, wide, 0)
+    if ignored is not None:  # what is ignored may be nan, and its gradient is 0 nevertheless
+        z = xp.where(xp.expand_dims(ignored, axis=axis), 0.0, z)
     if from_logits and 0 not in z.shape:
         # Shifted first: far from zero, the difference of two logits is exact, that of logsumexp and a logit is not.
         z = z - shift_of(xp, z, axis)
     picked = picked_along(xp, z, index, axis)
     if from_logits:
-        normalizer = xp.log(summed(xp, xp.exp(z), axis))
+        normalizer = log_of_sum(xp, z, axis)
         loss = normalizer - picked
     else:
         loss = -log_of(xp, picked, margin)
     weights = None if w is None else xp.reshape(xp.take(w, xp.reshape(index, (-1,))), index.shape)
     if weights is not None:
-        loss = loss * weights
-    if label_smoothing:
+        loss = product(xp, weights, loss)
+    if not is_exactly(label_smoothing, 0):
         per_class = xp.expand_dims(normalizer, axis=axis) - z if from_logits else -log_of(xp, z, margin)
         if w is not None:
-            per_class = per_class * along(xp, w, axis, z.ndim)
-        loss = (1 - label_smoothing) * loss + label_smoothing * xp.mean(per_class, axis=axis)
+            per_class = product(xp, along(xp, w, axis, z.ndim), per_class)
+        spread = label_smoothing * summed(xp, per_class, axis) / max(num_classes, 1)
+        loss = spread if is_exactly(label_smoothing, 1) else (1 - label_smoothing) * loss + spread
     if valid is not None:  # a label that could not be refused above is not lost silently: it makes the loss nan
         loss = xp.where(valid, loss, math.nan)
+    if s is not None:
+        loss, weights = product(xp, s, loss), s if weights is None else weights * s
     if ignored is not None:
         loss = xp.where(ignored, 0.0, loss)
-        kept = xp.astype(~ignored, loss.dtype)
-        weights = kept if weights is None else xp.where(ignored, 0.0, weights)
+        weights = xp.astype(~ignored, loss.dtype) if weights is None else xp.where(ignored, 0.0, weights)
     return returned(xp, reduced(xp, loss, weights, reduction), dtype)
 
 
@@ -194,7 +244,9 @@ def _check_binary_cross_entropy(
     *,
     weight: Array | None = None,
     pos_weight: Array | None = None,
-    ignore_index: int | None = None,
+    sample_weight: Array | None = None,
+    ignore_index: IgnoreIndex = None,
+    label_smoothing: Number = 0.0,
     reduction: str = "mean",
     from_logits: bool = True,
     eps: float | None = None,
@@ -207,14 +259,17 @@ def _check_binary_cross_entropy(
             if array is not None:
                 require_real(name, array)
                 require_broadcastable(name, array, "logits", logits.shape)
+    if sample_weight is not None:
+        require_sample_weight(sample_weight, logits.shape, "logits")
     if ignore_index is not None:
         require_mask_ignorable(ignore_index)
+    require_number("label_smoothing", label_smoothing, minimum=0.0, maximum=1.0)
     require_choice("reduction", reduction, REDUCTIONS)
     if from_logits is not True or eps is not None:
-        _require_eps(eps, from_logits)
+        require_eps(eps, from_logits)
 
 
-@operation(_check_binary_cross_entropy, keyword_arrays=("weight", "pos_weight"))
+@operation(_check_binary_cross_entropy, keyword_arrays=("weight", "pos_weight", "sample_weight"))
 def binary_cross_entropy(
     xp: Namespace,
     logits: Array,
@@ -223,7 +278,9 @@ def binary_cross_entropy(
     *,
     weight: Array | None = None,
     pos_weight: Array | None = None,
-    ignore_index: int | None = None,
+    sample_weight: Array | None = None,
+    ignore_index: IgnoreIndex = None,
+    label_smoothing: Number = 0.0,
     reduction: str = "mean",
     from_logits: bool = True,
     eps: float | None = None,
@@ -235,15 +292,20 @@ def binary_cross_entropy(
     logits : array of any shape, real
         Logits, or probabilities if `from_logits` is False.
     target : array of the shape of `logits`, real
-        0 or 1 (bools too), or probabilities between.
+        0 or 1 (bools too), or probabilities between. Others raise where values can be read freely.
     weight : array, optional
-        Weight of each element, broadcast to the shape of `logits`.
+        Factor of each element's loss, broadcast to the shape of `logits`.
     pos_weight : array, optional
         Factor of the loss of positive targets, broadcast likewise.
-    ignore_index : int, optional
-        Elements whose target is this (255, say) count neither in the sum nor in the mean.
+    sample_weight : array, optional
+        Weight of each element, broadcast likewise: unlike `weight`, it enters the divisor of the mean. An element whose weight
+        of either kind is 0 does not count.
+    ignore_index : int or tuple of int, optional
+        Elements whose target is this (255, say), or one of these, count neither in the sum nor in the mean.
+    label_smoothing : float or 0-d array
+        From 0 to 1: targets are moved by this share of the way to 0.5.
     reduction : {"mean", "sum", "none"}
-        The mean divides by the number of elements that are not ignored.
+        The mean divides by the number of elements that are not ignored, or by the sum of their sample weights.
     from_logits : bool
         If False, `logits` are probabilities and the loss is ``-t * log(p + eps) - (1 - t) * log(1 - p + eps)``.
     eps : float, optional
@@ -259,7 +321,7 @@ def binary_cross_entropy(
     TypeError
         An array is complex.
     ValueError
-        Shapes do not fit, or an option is not one of those named.
+        Shapes do not fit, an option is not one of those named, or a target, or a probability, is outside of [0, 1].
 
     Examples
     --------
@@ -270,23 +332,45 @@ def binary_cross_entropy(
     z, dtype = working(xp, logits)
     t = as_dtype(xp, target, z)
     ignored = ignored_labels(xp, t, ignore_index)
-    if ignored is not None:
-        t = xp.where(ignored, 0.0, t)
-    positive = t if pos_weight is None else t * as_dtype(xp, pos_weight, z)
+    kept = None if ignored is None else ~ignored
+    require_unit_range(xp, "target", target, kept)
+    if not from_logits:
+        require_unit_range(xp, "logits", logits, kept, "probabilities; or from_logits=True for logits")
+    if ignored is not None:  # what is ignored may be nan, and its gradient is 0 nevertheless
+        z, t = xp.where(ignored, 0.0, z), xp.where(ignored, 0.0, t)
+    s, _ = scaled(xp, sample_weight, z, reduction)
+    if s is not None:
+        s = xp.broadcast_to(s, z.shape)
+        z = xp.where((s == 0) & ~xp.isfinite(z), 0.0, z)
+    if not is_exactly(label_smoothing, 0):
+        t = t * (1 - label_smoothing) + label_smoothing / 2
+    positive, negative = t, 1 - t
+    pw, pos_scale = scaled(xp, pos_weight, z, reduction)
+    w, scale = scaled(xp, weight, z, reduction)
+    if pw is not None:
+        positive = positive * pw
+        negative = negative if pos_scale is None else negative / pos_scale
     if from_logits:
-        # -log(sigmoid(z)) and -log(sigmoid(-z)), each without cancellation.
-        negative = z < 0
-        rest = xp.log1p(xp.exp(xp.where(negative, z, -z)))
-        loss_if_positive = rest + xp.where(negative, -z, 0.0)
-        loss_if_negative = rest + xp.where(negative, 0.0, z)
+        loss_if_positive, loss_if_negative = losses_of_logits(xp, z)
     else:
         margin = DEFAULT_EPS if eps is None else eps
-        loss_if_positive = -log_of(xp, z, margin, t)
-        loss_if_negative = -log_of(xp, 1 - z, margin, 1 - t)
-    loss = product(xp, positive, loss_if_positive) + product(xp, 1 - t, loss_if_negative)
-    if weight is not None:
-        loss = loss * as_dtype(xp, weight, z)
-    if ignored is None:
-        return returned(xp, reduced(xp, loss, None, reduction), dtype)
-    loss = xp.where(ignored, 0.0, loss)
-    return returned(xp, reduced(xp, loss, xp.astype(~ignored, loss.dtype), reduction), dtype)
+        loss_if_positive, loss_if_negative = -log_of(xp, z, margin), -log_of(xp, 1 - z, margin)
+    loss = product(xp, positive, loss_if_positive) + product(xp, negative, loss_if_negative)
+    if w is not None:
+        loss = product(xp, w, loss)
+    if s is not None:
+        loss = product(xp, s, loss)
+    if kept is not None:
+        loss = xp.where(kept, loss, 0.0)
+        s = xp.astype(kept, loss.dtype) if s is None else xp.where(kept, s, 0.0)
+    loss = reduced(xp, loss, s, reduction)
+    for factor in (scale, pos_scale):
+        loss = loss if factor is None else loss * factor
+    return returned(xp, loss, dtype)
+
+
+def losses_of_logits(xp: Namespace, z: Array) -> tuple[Array, Array]:
+    """``-log(sigmoid(z))`` and ``-log(sigmoid(-z))``, each without cancellation."""
+    negative = z < 0
+    rest = xp.log1p(xp.exp(xp.where(negative, z, -z)))
+    return rest + xp.where(negative, -z, 0.0), rest + xp.where(negative, 0.0, z)

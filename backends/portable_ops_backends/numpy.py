@@ -81,6 +81,7 @@ backend = Backend(
     rng=rng,
     uniform=uniform,
     dtypes=("float16", "float32", "float64"),
+    quiet=np.errstate(all="ignore"),
     kernels=with_options(
         {
             "softmax": (_numba("softmax", "softmax", availability.why_not_softmax),),
