@@ -70,6 +70,9 @@ class Kernel:
     traceable : bool
         Whether the kernel may serve calls that a compiler traces (`Backend.is_traced`). Such kernels are imported with
         the backend, as nothing can be imported meanwhile.
+    adapts : bool
+        Whether it does not serve a call but hands it on with other arguments, as a mode of the array library asks for: it is
+        asked under `standard_only` as well.
     """
 
     name: str
@@ -80,6 +83,7 @@ class Kernel:
     ignores_several: bool = False
     smallest: int = 0
     traceable: bool = False
+    adapts: bool = False
 
     def why_declined(self, *args: Any, **kwargs: Any) -> str | None:
         """The reason of either kind."""
