@@ -8,6 +8,7 @@ from portable_ops.activations import log_sigmoid, log_softmax, logsumexp, sigmoi
 from portable_ops.attention import scaled_dot_product_attention
 from portable_ops.backend import Backend, Kernel, get_backend, list_backends
 from portable_ops.counting import Areas
+from portable_ops.dice import dice_coefficient
 from portable_ops.dispatch import explain, standard_only
 from portable_ops.focal import focal_loss
 from portable_ops.losses import binary_cross_entropy, cross_entropy
@@ -15,7 +16,6 @@ from portable_ops.overlap import dice_loss
 from portable_ops.segmentation import (
     class_iou,
     confusion_matrix,
-    dice_coefficient,
     intersection_and_union,
     mean_iou,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from portable_ops.activations import sigmoid, softmax
@@ -9,20 +10,30 @@ from portable_ops.backend import Array
 from portable_ops.checks import (
     REDUCTIONS,
     Axis,
+    IgnoreIndex,
+    Number,
     complaint,
     normalized_axes,
     require_choice,
-    require_integer,
-    require_number,
+    require_ignore_index,
     require_real,
 )
+from portable_ops.dice import dice_coefficient, require_overlap_options
 from portable_ops.dispatch import operation
 from portable_ops.labels import ignored_labels, one_hot, require_in_range, widened
 from portable_ops.precision import as_dtype, returned, working
-from portable_ops.reduction import reduced
+from portable_ops.ranges import require_unit_range
+from portable_ops.reduction import product, reduced, scaled
 from portable_ops.routes import Namespace, values_are_at_hand
-from portable_ops.segmentation import dice_coefficient, require_number_or_nan
-from portable_ops.targets import along, class_axis_of, holds_indices, require_class_weight, require_mask_ignorable
+from portable_ops.targets import (
+    along,
+    class_axis_of,
+    holds_indices,
+    require_class_weight,
+    require_mask_ignorable,
+    require_sample_weight,
+    require_several_classes,
+)
 
 
 def check_dice_loss(
@@ -35,9 +46,14 @@ def check_dice_loss(
     activation: str | None = None,
     class_axis: int = 1,
     weight: Array | None = None,
-    ignore_index: int | None = None,
-    smooth: float = 0.0,
-    absent: float = 1.0,
+    sample_weight: Array | None = None,
+    ignore_index: IgnoreIndex = None,
+    smooth: Number = 0.0,
+    smooth_denominator: Number | None = None,
+    absent: Number = 1.0,
+    squared: bool = False,
+    soft_label: bool = False,
+    validate: bool | None = None,
     reduction: str = "mean",
 ) -> None:
     """Raise for arguments that do not fit a loss of overlap."""
@@ -46,22 +62,27 @@ def check_dice_loss(
     require_choice("activation", activation, (None, "softmax", "sigmoid"))
     summed = normalized_axes(axis, pred, name="pred")
     same = tuple(target.shape) == tuple(pred.shape)
+    elements = tuple(pred.shape)
     if not same or activation == "softmax" or weight is not None:
         classes = class_axis_of(class_axis, pred, "pred")
         holds_indices(pred, target, classes, "pred")
         require_class_weight(weight, pred.shape[classes])
+        softmax = activation == "softmax"
+        require_several_classes(pred.shape[classes], (classes,), softmax, 'activation="sigmoid"', "pred")
         if weight is not None and classes in summed:
             raise ValueError(complaint("weight", "a weight per class", f"an axis that leaves the class axis {classes}"))
+        elements = elements if same else tuple(target.shape)
+    if sample_weight is not None:
+        require_sample_weight(sample_weight, elements, "target")
     if same:
         require_mask_ignorable(ignore_index)
     elif ignore_index is not None:
-        require_integer("ignore_index", ignore_index)
-    require_number("smooth", smooth, minimum=0.0)
-    require_number_or_nan("absent", absent)
+        require_ignore_index(ignore_index)
+    require_overlap_options(smooth, smooth_denominator, absent, squared, soft_label, validate)
     require_choice("reduction", reduction, REDUCTIONS)
 
 
-@operation(check_dice_loss, keyword_arrays=("weight",))
+@operation(check_dice_loss, keyword_arrays=("weight", "sample_weight"))
 def dice_loss(
     xp: Namespace,
     pred: Array,
@@ -72,9 +93,14 @@ def dice_loss(
     activation: str | None = None,
     class_axis: int = 1,
     weight: Array | None = None,
-    ignore_index: int | None = None,
-    smooth: float = 0.0,
-    absent: float = 1.0,
+    sample_weight: Array | None = None,
+    ignore_index: IgnoreIndex = None,
+    smooth: Number = 0.0,
+    smooth_denominator: Number | None = None,
+    absent: Number = 1.0,
+    squared: bool = False,
+    soft_label: bool = False,
+    validate: bool | None = None,
     reduction: str = "mean",
 ) -> Array:
     """One minus the Dice coefficient.
@@ -93,10 +119,16 @@ def dice_loss(
         The axis of the classes.
     weight : array of shape (num_classes,), optional
         Weight of each class, whose axis must not be summed over. The mean divides by the sum of the weights.
-    ignore_index : int, optional
-        Elements whose target is this do not count anywhere.
-    smooth, absent : float
+    sample_weight : array, real, optional
+        What each element counts in all sums, broadcast to the shape of `target`. One with weight 0 does not count.
+    ignore_index : int or tuple of int, optional
+        Elements whose target is this, or one of these, do not count anywhere.
+    smooth, smooth_denominator, absent : float or 0-d array
         As in `dice_coefficient`.
+    squared, soft_label : bool
+        As in `dice_coefficient`.
+    validate : bool, optional
+        Whether a value outside of [0, 1] raises, as in `dice_coefficient`.
     reduction : {"mean", "sum", "none"}
 
     Returns
@@ -123,35 +155,79 @@ def dice_loss(
     >>> print(round(float(po.dice_loss(logits, np.asarray([[0, 1]]), activation="softmax")), 4))
     0.0
     """
-    p, t, dtype = masks(xp, pred, target, activation, class_axis, ignore_index)
-    loss = 1 - dice_coefficient(p, t, axis=axis, smooth=smooth, absent=absent)
-    return returned(xp, weighted(xp, loss, weight, p, class_axis, axis, reduction), dtype)
+    p, t, s, dtype = masks(xp, pred, target, activation, class_axis, ignore_index, sample_weight, validate)
+    score = dice_coefficient(
+        p,
+        t,
+        axis=axis,
+        smooth=smooth,
+        smooth_denominator=smooth_denominator,
+        absent=absent,
+        squared=squared,
+        soft_label=soft_label,
+        sample_weight=s,
+        validate=False,
+    )
+    return returned(xp, weighted(xp, 1 - score, weight, p, class_axis, axis, reduction), dtype)
 
 
 def masks(
-    xp: Namespace, pred: Array, target: Array, activation: str | None, class_axis: int, ignore_index: int | None
-) -> tuple[Array, Array, Any]:
-    """Probabilities and one-hot or soft targets, both 0 where the target is ignored, and the dtype to return."""
-    p, dtype = working(xp, pred)
-    if activation == "sigmoid":
-        p = sigmoid(p)
-    elif activation == "softmax":
-        p = softmax(p, axis=class_axis)
-    if tuple(target.shape) == tuple(pred.shape):
+    xp: Namespace,
+    pred: Array,
+    target: Array,
+    activation: str | None,
+    class_axis: int,
+    ignore_index: IgnoreIndex,
+    sample_weight: Array | None = None,
+    validate: bool | None = None,
+) -> tuple[Array, Array, Array | None, Any]:
+    """Probabilities and one-hot or soft targets, both 0 where the target is ignored, the weights, and the dtype to return."""
+    z, dtype = working(xp, pred)
+    same = tuple(target.shape) == tuple(pred.shape)
+    dropped = ignored_labels(xp, target, ignore_index)
+    classes = 0 if same else class_axis_of(class_axis, pred, "pred")
+    s = sample_weight if sample_weight is None or same else over_classes(xp, sample_weight, classes, pred.ndim)
+    ignored = dropped if same or dropped is None else xp.expand_dims(dropped, axis=classes)
+    uncounted = ignored if s is None else s == 0 if ignored is None else ignored | (s == 0)
+    kept = None if uncounted is None else xp.broadcast_to(~uncounted, pred.shape)
+    if activation is None:
+        require_unit_range(xp, "pred", pred, kept, validate=validate)
+    elif kept is not None:  # of a logit that does not count, nan must not get into the gradient
+        z = xp.where(kept | xp.isfinite(z), z, 0.0)
+    p = probabilities(xp, z, activation, class_axis)
+    if same:
+        require_unit_range(xp, "target", target, kept, validate=validate)
         t = as_dtype(xp, target, p)
-        ignored = ignored_labels(xp, t, ignore_index)
     else:
-        classes = class_axis_of(class_axis, pred, "pred")
-        wide = widened(xp, target)
-        dropped = ignored_labels(xp, target, ignore_index)
         checked = values_are_at_hand(target)
         if checked:
             require_in_range(xp, "target", target, pred.shape[classes], None if dropped is None else ~dropped)
-        t = one_hot(xp, wide, pred.shape[classes], classes, p.dtype, checked=checked)
-        ignored = None if dropped is None else xp.expand_dims(dropped, axis=classes)
+        t = one_hot(xp, widened(xp, target), pred.shape[classes], classes, p.dtype, checked=checked)
     if ignored is not None:
         p, t = xp.where(ignored, 0.0, p), xp.where(ignored, 0.0, t)
-    return p, t, dtype
+    return p, t, s, dtype
+
+
+def over_classes(xp: Namespace, sample_weight: Array, axis: int, ndim: int) -> Array:
+    """Weights of positions with an axis for the classes put in, along which they are broadcast."""
+    missing = ndim - 1 - sample_weight.ndim
+    return xp.expand_dims(xp.reshape(sample_weight, (*(1,) * missing, *sample_weight.shape)), axis=axis)
+
+
+def probabilities(xp: Namespace, z: Array, activation: str | None, class_axis: int) -> Array:
+    """What an activation makes of logits: above 0, unless a logit is -inf.
+
+    With 0 for what is too small for the dtype, a class would be taken for absent that in a wider dtype is not.
+    """
+    if activation is None:
+        return z
+    return above_zero(xp, sigmoid(z) if activation == "sigmoid" else softmax(z, axis=class_axis), z)
+
+
+def above_zero(xp: Namespace, p: Array, z: Array) -> Array:
+    """Probabilities of logits, those that are merely small as a number whose square is one, too."""
+    smallest = float(xp.finfo(z.dtype).smallest_normal) ** 0.5
+    return xp.where((p < smallest) & (z > -math.inf), smallest, p)
 
 
 def weighted(
@@ -160,6 +236,8 @@ def weighted(
     """Losses with the weights of their classes, reduced; the mean divides by the sum of the weights."""
     if weight is None:
         return reduced(xp, loss, None, reduction)
-    shaped = along(xp, as_dtype(xp, weight, pred), class_axis % pred.ndim, pred.ndim)
+    w, _ = scaled(xp, weight, loss, reduction)
+    assert w is not None
+    shaped = along(xp, w, class_axis % pred.ndim, pred.ndim)
     weights = xp.broadcast_to(xp.squeeze(shaped, axis=normalized_axes(axis, pred)), loss.shape)
-    return reduced(xp, loss * weights, weights, reduction)
+    return reduced(xp, product(xp, weights, loss), weights, reduction)

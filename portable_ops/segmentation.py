@@ -1,122 +1,25 @@
-"""Scores of segmentations: Dice, confusion matrix, areas, IoU per class and mean IoU."""
+"""Scores of segmentations: confusion matrix, areas, IoU per class and mean IoU."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from functools import partial
-from numbers import Real
 from typing import Any
 
 from portable_ops.backend import Array
 from portable_ops.checks import (
-    Axis,
     complaint,
-    normalized_axes,
     require_choice,
     require_flag,
     require_integer,
     require_labels,
-    require_number,
-    require_real,
     require_same_shape,
 )
 from portable_ops.counting import Areas, count_areas, count_pairs, sorted_histogram
+from portable_ops.dice import require_number_or_nan
 from portable_ops.dispatch import composed, operation
-from portable_ops.precision import as_dtype, returned, summed, working
 from portable_ops.routes import Namespace, default_dtype, device_of, route_of
-
-
-def _check_dice(
-    xp: Namespace,
-    pred: Array,
-    target: Array,
-    /,
-    *,
-    axis: Axis = None,
-    smooth: float = 0.0,
-    absent: float = 1.0,
-) -> None:
-    require_real("pred", pred)
-    require_real("target", target)
-    require_same_shape("target", target, "pred", pred)
-    if axis is not None:
-        normalized_axes(axis, pred, name="pred")
-    require_number("smooth", smooth, minimum=0.0)
-    require_number_or_nan("absent", absent)
-
-
-def require_number_or_nan(argument: str, value: object) -> None:
-    """Raise TypeError unless the value is a number; nan is one."""
-    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, Real)):
-        raise TypeError(complaint(argument, repr(value), "a number, which may be nan"))
-
-
-@operation(_check_dice)
-def dice_coefficient(
-    xp: Namespace,
-    pred: Array,
-    target: Array,
-    /,
-    *,
-    axis: Axis = None,
-    smooth: float = 0.0,
-    absent: float = 1.0,
-) -> Array:
-    """Overlap of two soft or binary masks: ``(2 * sum(p * t) + smooth) / (sum(p) + sum(t) + smooth)``.
-
-    Parameters
-    ----------
-    pred, target : arrays of one shape, real
-        Probabilities, one-hot or 0/1 masks. The result has the floating dtype of `pred`.
-    axis : int, tuple of int or None
-        The axes to sum over; what is left is the shape of the result. For (B, C, H, W): None is one score for the
-        batch, ``(2, 3)`` one per image and class, ``(0, 2, 3)`` one per class.
-    smooth : float
-        Added to numerator and denominator.
-    absent : float
-        The value where both masks are empty, whatever `smooth` is. It may be nan.
-
-    Returns
-    -------
-    array
-        Its gradient is finite everywhere.
-
-    Raises
-    ------
-    TypeError
-        An array is complex, or an option is no number.
-    ValueError
-        The shapes differ, or `axis` is not an axis.
-
-    References
-    ----------
-    L. R. Dice, "Measures of the amount of ecologic association between species", Ecology 26(3), 1945.
-    F. Milletari, N. Navab, S.-A. Ahmadi, "V-Net", 3DV 2016, for the soft form.
-
-    Examples
-    --------
-    >>> import numpy as np, portable_ops as po
-    >>> a = np.asarray([[1.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
-    >>> b = np.asarray([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
-    >>> po.dice_coefficient(a, b, axis=1).round(3)
-    array([0.667, 1.   ])
-    """
-    p, dtype = working(xp, pred)
-    return returned(xp, dice_of_sums(xp, *dice_sums(xp, p, as_dtype(xp, target, p), axis), smooth, absent), dtype)
-
-
-def dice_sums(xp: Namespace, p: Array, t: Array, axis: Axis, *, keepdims: bool = False) -> tuple[Array, Array]:
-    """The overlap of two masks, and the sum of both."""
-    overlap = summed(xp, p * t, axis, keepdims=keepdims)
-    return overlap, summed(xp, p, axis, keepdims=keepdims) + summed(xp, t, axis, keepdims=keepdims)
-
-
-def dice_of_sums(xp: Namespace, overlap: Array, total: Array, smooth: float, absent: float) -> Array:
-    """The Dice coefficient of what `dice_sums` returns."""
-    empty = total == 0
-    score = (2 * overlap + smooth) / (xp.where(empty, 1.0, total) + smooth)
-    return xp.where(empty, absent, score)
 
 
 def _check_counts(

@@ -12,6 +12,7 @@ from portable_ops.accumulators import Accumulator, CompensatedSum, Sums, brought
 from portable_ops.averaging import Rule, mean
 from portable_ops.backend import Array
 from portable_ops.checks import REDUCTIONS, complaint, require_choice, require_integer, require_number, require_real
+from portable_ops.dice import overlap_sums
 from portable_ops.dispatch import operation
 from portable_ops.losses import cross_entropy
 from portable_ops.overlap import check_dice_loss, masks
@@ -19,7 +20,6 @@ from portable_ops.precision import working
 from portable_ops.routes import Namespace
 from portable_ops.segmentation import intersection_and_union
 from portable_ops.targets import class_axis_of, holds_indices
-from portable_ops.tversky import overlap_sums
 
 
 def _check_soft_sums(
@@ -50,7 +50,7 @@ def soft_sums(
     ignore_index: int | None = None,
 ) -> Array:
     """Overlap, prediction and target summed for each class, one after the other in a vector."""
-    p, t, _ = masks(xp, pred, target, activation, 0 if class_axis is None else class_axis, ignore_index)
+    p, t, _, _ = masks(xp, pred, target, activation, 0 if class_axis is None else class_axis, ignore_index)
     classes = None if class_axis is None else class_axis % p.ndim
     axes = tuple(axis for axis in range(p.ndim) if axis != classes)
     sums = overlap_sums(xp, p, t, axes) if axes else (p * t, p, t)

@@ -88,11 +88,13 @@ def require_sample_weight(weight: Array | None, shape: Sequence[int], name: str 
         require_broadcastable("sample_weight", weight, name, shape)
 
 
-def require_several_classes(num_classes: int, axes: tuple[int, ...], softmax: bool, instead: str) -> None:
+def require_several_classes(
+    num_classes: int, axes: tuple[int, ...], softmax: bool, instead: str, name: str = "logits"
+) -> None:
     """Raise ValueError for the softmax of one class, which is 1 whatever the logits are."""
     if softmax and num_classes == 1:
         where = f"axis {axes[0]}" if len(axes) == 1 else f"axes {axes}"
-        raise ValueError(complaint("logits", f"one class along {where}", f"at least two with softmax, or {instead}"))
+        raise ValueError(complaint(name, f"one class along {where}", f"at least two with softmax, or {instead}"))
 
 
 def require_mask_ignorable(ignore_index: IgnoreIndex) -> None:

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 from portable_ops.backend import Array
-from portable_ops.checks import Axis, complaint, require_flag, require_number
-from portable_ops.dispatch import operation
+from portable_ops.checks import Axis, IgnoreIndex, Number, complaint, require_flag, require_number
+from portable_ops.dice import overlap_sums
+from portable_ops.dispatch import OPERATIONS, operation
 from portable_ops.overlap import check_dice_loss, masks, weighted
-from portable_ops.precision import returned, summed
+from portable_ops.precision import returned
+from portable_ops.reduction import is_exactly
 from portable_ops.routes import Namespace
 from portable_ops.targets import class_axis_of
 
 SMALLEST_SCORE = 1e-7
 """A score of which a logarithm is taken is at least this."""
-
-
-def overlap_sums(
-    xp: Namespace, p: Array, t: Array, axis: Axis, *, squared: bool = False, keepdims: bool = False
-) -> tuple[Array, Array, Array]:
-    """The overlap of two masks, and the sums of each, or of their squares."""
-    sizes = (p * p, t * t) if squared else (p, t)
-    overlap, predicted, actual = (summed(xp, x, axis, keepdims=keepdims) for x in (p * t, *sizes))
-    return overlap, predicted, actual
 
 
 def tversky_of_sums(
@@ -29,22 +22,24 @@ def tversky_of_sums(
     predicted: Array,
     actual: Array,
     *,
-    alpha: float,
-    beta: float,
-    smooth: float,
-    absent: float,
+    alpha: Number,
+    beta: Number,
+    smooth: Number,
+    absent: Number,
+    smooth_denominator: Number | None = None,
 ) -> Array:
     """The Tversky coefficient of what `overlap_sums` returns; with alpha and beta 1 it is the Jaccard coefficient."""
     total = overlap + alpha * (predicted - overlap) + beta * (actual - overlap)
     empty = total == 0
-    return xp.where(empty, absent, (overlap + smooth) / (xp.where(empty, 1.0, total) + smooth))
+    below = smooth if smooth_denominator is None else smooth_denominator
+    return xp.where(empty, absent, (overlap + smooth) / (xp.where(empty, 1.0, total) + below))
 
 
-def loss_of_score(xp: Namespace, score: Array, *, gamma: float, log_loss: bool) -> Array:
+def loss_of_score(xp: Namespace, score: Array, *, gamma: Number, log_loss: bool) -> Array:
     """One minus the score, to the power of gamma; or minus its logarithm."""
     if log_loss:
         return -xp.log(xp.where(score < SMALLEST_SCORE, SMALLEST_SCORE, score))
-    if gamma == 1:
+    if is_exactly(gamma, 1):
         return 1 - score
     # Of 0, the power below 1 has no gradient; rounding may leave a little less than 0.
     missing = 1 - score
@@ -63,18 +58,23 @@ def _check_tversky_loss(
     target: Array,
     /,
     *,
-    alpha: float = 0.5,
-    beta: float = 0.5,
-    gamma: float = 1.0,
+    alpha: Number = 0.5,
+    beta: Number = 0.5,
+    gamma: Number = 1.0,
     axis: Axis = None,
     activation: str | None = None,
     class_axis: int = 1,
     weight: Array | None = None,
-    ignore_index: int | None = None,
+    sample_weight: Array | None = None,
+    ignore_index: IgnoreIndex = None,
     include_background: bool = True,
-    smooth: float = 0.0,
-    absent: float = 1.0,
+    squared: bool = False,
+    soft_label: bool = False,
+    smooth: Number = 0.0,
+    smooth_denominator: Number | None = None,
+    absent: Number = 1.0,
     log_loss: bool = False,
+    validate: bool | None = None,
     reduction: str = "mean",
 ) -> None:
     check_dice_loss(
@@ -85,19 +85,24 @@ def _check_tversky_loss(
         activation=activation,
         class_axis=class_axis,
         weight=weight,
+        sample_weight=sample_weight,
         ignore_index=ignore_index,
         smooth=smooth,
+        smooth_denominator=smooth_denominator,
         absent=absent,
+        squared=squared,
+        soft_label=soft_label,
+        validate=validate,
         reduction=reduction,
     )
     for name, number in (("alpha", alpha), ("beta", beta)):
         require_number(name, number, minimum=0.0)
     require_number("gamma", gamma)
-    if not gamma > 0:
+    if isinstance(gamma, int | float) and not gamma > 0:
         raise ValueError(complaint("gamma", repr(gamma), "a number above 0"))
     require_flag("include_background", include_background)
     require_flag("log_loss", log_loss)
-    if log_loss and gamma != 1:
+    if log_loss and not is_exactly(gamma, 1):
         raise ValueError(complaint("gamma", repr(gamma), "1 with log_loss, which takes no power"))
     if not include_background:
         classes = class_axis_of(class_axis, pred, "pred")
@@ -106,25 +111,30 @@ def _check_tversky_loss(
             raise ValueError(complaint("include_background", got, "True, as nothing else would be left"))
 
 
-@operation(_check_tversky_loss, keyword_arrays=("weight",))
+@operation(_check_tversky_loss, keyword_arrays=("weight", "sample_weight"))
 def tversky_loss(
     xp: Namespace,
     pred: Array,
     target: Array,
     /,
     *,
-    alpha: float = 0.5,
-    beta: float = 0.5,
-    gamma: float = 1.0,
+    alpha: Number = 0.5,
+    beta: Number = 0.5,
+    gamma: Number = 1.0,
     axis: Axis = None,
     activation: str | None = None,
     class_axis: int = 1,
     weight: Array | None = None,
-    ignore_index: int | None = None,
+    sample_weight: Array | None = None,
+    ignore_index: IgnoreIndex = None,
     include_background: bool = True,
-    smooth: float = 0.0,
-    absent: float = 1.0,
+    squared: bool = False,
+    soft_label: bool = False,
+    smooth: Number = 0.0,
+    smooth_denominator: Number | None = None,
+    absent: Number = 1.0,
     log_loss: bool = False,
+    validate: bool | None = None,
     reduction: str = "mean",
 ) -> Array:
     """One minus the Tversky coefficient, which weighs false positives and false negatives apart.
@@ -138,9 +148,9 @@ def tversky_loss(
         Probabilities, or logits if an `activation` is given.
     target : array
         Of the shape of `pred`: masks, one-hot or probabilities. Or class indices, without the class axis.
-    alpha, beta : float
+    alpha, beta : float or 0-d array
         Weights of false positives and of false negatives, in this order as in MONAI and SMP.
-    gamma : float
+    gamma : float or 0-d array
         The power to which each loss is raised before the mean: above 1, good overlaps count less (focal Tversky loss).
         SMP raises the mean.
     axis : int, tuple of int or None
@@ -152,16 +162,26 @@ def tversky_loss(
         The axis of the classes.
     weight : array of shape (num_classes,), optional
         Weight of each class, whose axis must not be summed over. The mean divides by the sum of the weights.
-    ignore_index : int, optional
-        Elements whose target is this do not count anywhere.
+    sample_weight : array, real, optional
+        What each element counts in all sums, broadcast to the shape of `target`. One with weight 0 does not count.
+    ignore_index : int or tuple of int, optional
+        Elements whose target is this, or one of these, do not count anywhere.
     include_background : bool
         Whether class 0 has a score; its elements are mistakes of the others either way.
-    smooth : float
+    squared : bool
+        Sum the squares of predictions and targets instead of these.
+    soft_label : bool
+        The overlap is the sum of ``min(p, t)``, with which a soft target that is met scores 1 (MONAI's ``soft_label``).
+    smooth : float or 0-d array
         Added to numerator and denominator.
-    absent : float
+    smooth_denominator : float or 0-d array, optional
+        Added to the denominator instead of `smooth` (MONAI's ``smooth_dr``, beside which `smooth` is its ``smooth_nr``).
+    absent : float or 0-d array
         The score where the denominator is 0, as of two empty masks, whatever `smooth` is. It may be nan.
     log_loss : bool
         Minus the logarithm of the score, of at least 1e-7, instead of one minus the score.
+    validate : bool, optional
+        Whether a value outside of [0, 1] raises, as in `dice_coefficient`.
     reduction : {"mean", "sum", "none"}
 
     Returns
@@ -190,10 +210,13 @@ def tversky_loss(
     >>> print(round(float(po.tversky_loss(pred, target, alpha=0.3, beta=0.7)), 4))
     0.375
     """
-    p, t, dtype = masks(xp, pred, target, activation, class_axis, ignore_index)
-    p, t = (foreground(x, class_axis, include_background) for x in (p, t))
-    sums = overlap_sums(xp, p, t, axis)
-    score = tversky_of_sums(xp, *sums, alpha=alpha, beta=beta, smooth=smooth, absent=absent)
+    p, t, s, dtype = masks(xp, pred, target, activation, class_axis, ignore_index, sample_weight, validate)
+    s = None if s is None else xp.broadcast_to(s, p.shape)
+    p, t, s = (None if x is None else foreground(x, class_axis, include_background) for x in (p, t, s))
+    sums = overlap_sums(xp, p, t, axis, squared=squared, soft_label=soft_label, sample_weight=s)
+    score = tversky_of_sums(
+        xp, *sums, alpha=alpha, beta=beta, smooth=smooth, absent=absent, smooth_denominator=smooth_denominator
+    )
     loss = loss_of_score(xp, score, gamma=gamma, log_loss=log_loss)
     w = None if weight is None else foreground(weight, 0, include_background)
     return returned(xp, weighted(xp, loss, w, p, class_axis, axis, reduction), dtype)
@@ -209,15 +232,18 @@ def _check_jaccard_loss(
     activation: str | None = None,
     class_axis: int = 1,
     weight: Array | None = None,
-    ignore_index: int | None = None,
+    sample_weight: Array | None = None,
+    ignore_index: IgnoreIndex = None,
     include_background: bool = True,
     squared: bool = False,
-    smooth: float = 0.0,
-    absent: float = 1.0,
+    soft_label: bool = False,
+    smooth: Number = 0.0,
+    smooth_denominator: Number | None = None,
+    absent: Number = 1.0,
     log_loss: bool = False,
+    validate: bool | None = None,
     reduction: str = "mean",
 ) -> None:
-    require_flag("squared", squared)
     _check_tversky_loss(
         xp,
         pred,
@@ -226,16 +252,21 @@ def _check_jaccard_loss(
         activation=activation,
         class_axis=class_axis,
         weight=weight,
+        sample_weight=sample_weight,
         ignore_index=ignore_index,
         include_background=include_background,
+        squared=squared,
+        soft_label=soft_label,
         smooth=smooth,
+        smooth_denominator=smooth_denominator,
         absent=absent,
         log_loss=log_loss,
+        validate=validate,
         reduction=reduction,
     )
 
 
-@operation(_check_jaccard_loss, keyword_arrays=("weight",))
+@operation(_check_jaccard_loss, keyword_arrays=("weight", "sample_weight"))
 def jaccard_loss(
     xp: Namespace,
     pred: Array,
@@ -246,12 +277,16 @@ def jaccard_loss(
     activation: str | None = None,
     class_axis: int = 1,
     weight: Array | None = None,
-    ignore_index: int | None = None,
+    sample_weight: Array | None = None,
+    ignore_index: IgnoreIndex = None,
     include_background: bool = True,
     squared: bool = False,
-    smooth: float = 0.0,
-    absent: float = 1.0,
+    soft_label: bool = False,
+    smooth: Number = 0.0,
+    smooth_denominator: Number | None = None,
+    absent: Number = 1.0,
     log_loss: bool = False,
+    validate: bool | None = None,
     reduction: str = "mean",
 ) -> Array:
     """One minus the Jaccard coefficient, the soft intersection over union.
@@ -273,19 +308,27 @@ def jaccard_loss(
         The axis of the classes.
     weight : array of shape (num_classes,), optional
         Weight of each class, whose axis must not be summed over. The mean divides by the sum of the weights.
-    ignore_index : int, optional
-        Elements whose target is this do not count anywhere.
+    sample_weight : array, real, optional
+        What each element counts in all sums, broadcast to the shape of `target`. One with weight 0 does not count.
+    ignore_index : int or tuple of int, optional
+        Elements whose target is this, or one of these, do not count anywhere.
     include_background : bool
         Whether class 0 has a score; its elements are mistakes of the others either way.
     squared : bool
         Sum the squares of predictions and targets in the denominator, with which a soft target that is met is a loss of 0
         (MONAI's ``squared_pred``).
-    smooth : float
+    soft_label : bool
+        The overlap is the sum of ``min(p, t)``, with which a soft target that is met scores 1 (MONAI's ``soft_label``).
+    smooth : float or 0-d array
         Added to numerator and denominator.
-    absent : float
+    smooth_denominator : float or 0-d array, optional
+        Added to the denominator instead of `smooth` (MONAI's ``smooth_dr``, beside which `smooth` is its ``smooth_nr``).
+    absent : float or 0-d array
         The score where the denominator is 0, as of two empty masks, whatever `smooth` is. It may be nan.
     log_loss : bool
         Minus the logarithm of the score, of at least 1e-7, instead of one minus the score.
+    validate : bool, optional
+        Whether a value outside of [0, 1] raises, as in `dice_coefficient`.
     reduction : {"mean", "sum", "none"}
 
     Returns
@@ -312,10 +355,25 @@ def jaccard_loss(
     >>> print(round(float(po.jaccard_loss(pred, target)), 4))
     0.3333
     """
-    p, t, dtype = masks(xp, pred, target, activation, class_axis, ignore_index)
-    p, t = (foreground(x, class_axis, include_background) for x in (p, t))
-    sums = overlap_sums(xp, p, t, axis, squared=squared)
-    score = tversky_of_sums(xp, *sums, alpha=1, beta=1, smooth=smooth, absent=absent)
-    loss = loss_of_score(xp, score, gamma=1, log_loss=log_loss)
-    w = None if weight is None else foreground(weight, 0, include_background)
-    return returned(xp, weighted(xp, loss, w, p, class_axis, axis, reduction), dtype)
+    return OPERATIONS["tversky_loss"].definition(
+        xp,
+        pred,
+        target,
+        alpha=1.0,
+        beta=1.0,
+        axis=axis,
+        activation=activation,
+        class_axis=class_axis,
+        weight=weight,
+        sample_weight=sample_weight,
+        ignore_index=ignore_index,
+        include_background=include_background,
+        squared=squared,
+        soft_label=soft_label,
+        smooth=smooth,
+        smooth_denominator=smooth_denominator,
+        absent=absent,
+        log_loss=log_loss,
+        validate=validate,
+        reduction=reduction,
+    )

@@ -129,10 +129,11 @@ def _cuda(
     function: str,
     why_never: Callable[..., str | None],
     *others: tuple[str, str, Callable[..., str | None]],
+    options: tuple[str, ...] | None = None,
 ) -> tuple[Kernel, ...]:
     """A kernel of our own, then others: pairs of name and module that have the same function."""
     path = f"portable_ops_backends.cuda.{module}:{function}"
-    kernels = [Kernel(name="cuda", function=path, why_never=why_never)]
+    kernels = [Kernel(name="cuda", function=path, why_never=why_never, options=options)]
     for name, place, asked in others:
         path = f"portable_ops_backends.native.{place}:{function}"
         kernels.append(Kernel(name=name, function=path, why_never=asked))
@@ -169,7 +170,10 @@ backend = Backend(
             # Not cupyx's log_softmax: it makes -inf, not nan, of the finite entries of a row that holds +inf.
             "log_sigmoid": _cuda("activations", "log_sigmoid", availability.why_not_elementwise, _CUPYX),
             "cross_entropy": _cuda("losses", "cross_entropy", availability.why_not_cross_entropy),
-            "dice_coefficient": _cuda("losses", "dice_coefficient", availability.why_not_dice),
+            # It looks at no range: who asks for that on a GPU gets the definition.
+            "dice_coefficient": _cuda(
+                "losses", "dice_coefficient", availability.why_not_dice, options=("axis", "smooth", "absent")
+            ),
             "scaled_dot_product_attention": (
                 Kernel(
                     name="torch",

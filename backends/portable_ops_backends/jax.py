@@ -175,7 +175,9 @@ def why_not_scan(query: Any, key: Any, value: Any, /, **options: Any) -> str | N
 
 
 def _compiled(function: str) -> tuple[Kernel, ...]:
-    return (Kernel(name="xla", function=f"portable_ops_backends.native.jax:{function}", why_not=always),)
+    # The definition itself, compiled, honours all options.
+    path = f"portable_ops_backends.native.jax:{function}"
+    return (Kernel(name="xla", function=path, why_not=always, ignores_several=True),)
 
 
 def _counting(function: str) -> tuple[Kernel, ...]:
@@ -232,9 +234,9 @@ backend = Backend(
     # XLA on the CPU adds one after the other: 5 eps were seen for 360 float32 numbers.
     longest_sum=64,
     fence=fence,
-    kernels=with_options(
-        {name: _compiled(name) for name in COMPILED}
-        | {name: _counting(name) for name in ("confusion_matrix", "intersection_and_union")}
+    kernels={name: _compiled(name) for name in COMPILED}
+    | with_options(
+        {name: _counting(name) for name in ("confusion_matrix", "intersection_and_union")}
         | {
             "scaled_dot_product_attention": (
                 Kernel(

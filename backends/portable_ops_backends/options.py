@@ -17,7 +17,7 @@ HONOURED: Mapping[str, tuple[str, ...]] = {
     "cross_entropy": ("class_axis", "weight", "ignore_index", "label_smoothing", "reduction", "from_logits", "eps"),
     "binary_cross_entropy": ("weight", "pos_weight", "ignore_index", "reduction", "from_logits", "eps"),
     "focal_loss": ("gamma", "alpha", "activation", "class_axis", "weight", "ignore_index", "reduction"),
-    "dice_coefficient": ("axis", "smooth", "absent"),
+    "dice_coefficient": ("axis", "smooth", "absent", "validate"),
     "confusion_matrix": ("num_classes", "ignore_index", "validate"),
     "intersection_and_union": ("num_classes", "ignore_index", "validate"),
     "dice_loss": ("axis", "activation", "class_axis", "weight", "ignore_index", "smooth", "absent", "reduction"),

@@ -174,7 +174,7 @@ def _terms_of_probabilities(
     if w is not None:
         share = share * as_dtype(xp, w, logs)
     if not from_logits:
-        logs = log_of(xp, logs, DEFAULT_EPS if eps is None else eps, share)
+        logs = log_of(xp, logs, DEFAULT_EPS if eps is None else eps)
     return (-summed(xp, product(xp, share, logs), axis, keepdims=True),)
 
 
@@ -195,9 +195,10 @@ def _terms_of_indices(
         logs = log_of(xp, logs, DEFAULT_EPS if eps is None else eps)
     mine = widened(xp, t) == beside(classes, t)
     weight = xp.ones_like(logs) if w is None else xp.broadcast_to(as_dtype(xp, w, logs), logs.shape)
-    loss = -xp.where(mine, logs * weight, 0.0) * (1 - label_smoothing)
+    losses = -product(xp, weight, logs)
+    loss = xp.where(mine, losses, 0.0) * (1 - label_smoothing)
     if label_smoothing:
-        loss = loss - logs * weight * (label_smoothing / num_classes)
+        loss = loss + losses * (label_smoothing / num_classes)
     return summed(xp, loss, axis, keepdims=True), summed(xp, xp.where(mine, weight, 0.0), axis, keepdims=True)
 
 
@@ -277,7 +278,8 @@ def focal_loss(
     t = target if same else da.expand_dims(without_empty_blocks(target), axis)
     w = None if weight is None else along(da, without_empty_blocks(weight), axis, z.ndim)
     if activation == "sigmoid":
-        losses = mapped(_yes_or_no_losses, z, t, w, dtype=z.dtype, ignore_index=ignore_index, **options)
+        more = {"ignore_index": ignore_index, "indices": not same}
+        losses = mapped(_yes_or_no_losses, z, t, w, dtype=z.dtype, **options, **more)
         return reduced_blocks(losses, reduction, dtype)
     call: Callable[..., Parts] = _losses_of_probabilities if same else _losses_of_indices
     more = {} if same else {"ignore_index": ignore_index}
@@ -288,16 +290,23 @@ def focal_loss(
 
 
 def _yes_or_no_losses(
-    z: Array, t: Array, w: Array | None, ignore_index: int | None, axis: int | None = None, **options: Any
+    z: Array,
+    t: Array,
+    w: Array | None,
+    ignore_index: int | None,
+    axis: int | None = None,
+    indices: bool = False,
+    **options: Any,
 ) -> Parts:
     """The losses of a block, one for each logit, and where they count."""
     xp = namespace(z)
     weight = None if w is None else xp.reshape(w, (-1,))
-    if axis is None or tuple(t.shape) == tuple(z.shape):
+    if axis is None or not indices:
         given, ignored = t, ignored_labels(xp, as_dtype(xp, t, z), ignore_index)
     else:
         given, ignored = xp.squeeze(t, axis=axis), ignored_labels(xp, t, ignore_index)
         ignored = None if ignored is None else xp.broadcast_to(ignored, z.shape)
+    # Of one class, indices with their axis have the shape of the logits, and are no masks for that.
     loss = portable_ops.focal_loss(
         z, given, class_axis=axis, weight=weight, ignore_index=ignore_index, reduction="none", **options
     )

@@ -12,12 +12,15 @@ import numpy as np
 
 from portable_ops.backend import Array
 from portable_ops.checks import Axis, normalized_axes, require_known_sizes
+from portable_ops.dice import dice_of_sums, overlap_sums
 from portable_ops.labels import ignored_labels, in_range, require_in_range, widened
+from portable_ops.overlap import above_zero
 from portable_ops.precision import as_dtype
+from portable_ops.ranges import require_unit_range
+from portable_ops.reduction import product
 from portable_ops.routes import backend_of, values_are_at_hand
-from portable_ops.segmentation import dice_of_sums
 from portable_ops.targets import along, class_axis_of
-from portable_ops.tversky import foreground, loss_of_score, overlap_sums, tversky_of_sums
+from portable_ops.tversky import foreground, loss_of_score, tversky_of_sums
 from portable_ops_backends.chunked.activations import sigmoid, softmax
 from portable_ops_backends.chunked.blocks import (
     Parts,
@@ -48,7 +51,8 @@ def _joined_sums(
     require_known_sizes("pred", pred)
     p = in_working_dtype(pred)
     if activation is not None:
-        p = sigmoid(p) if activation == "sigmoid" else softmax(p, axis=class_axis)
+        z, p = p, sigmoid(p) if activation == "sigmoid" else softmax(p, axis=class_axis)
+        p = mapped(_above_zero, p, z, dtype=p.dtype)
     t, classes, num_classes = target, None, 0
     if tuple(target.shape) != tuple(pred.shape):
         number = class_axis_of(class_axis, pred, "pred")
@@ -58,6 +62,7 @@ def _joined_sums(
         t = foreground(t, class_axis, include_background)
     p = foreground(p, class_axis, include_background)
     options = {"num_classes": num_classes, "ignore_index": ignore_index, "squared": squared}
+    options |= {"is_probability": activation is None}
     parts = mapped(_sums_of_block, p, t, classes, dtype=p.dtype, chunks=sizes_one(p, axes), axes=axes, **options)
     return joined(parts, added, axes, keepdims=keepdims)
 
@@ -124,12 +129,14 @@ def _sums_of_block(
     num_classes: int,
     ignore_index: int | None,
     squared: bool,
+    is_probability: bool,
 ) -> Parts:
     """The sums of a block."""
     xp = namespace(p)
     if classes is None:
-        t = as_dtype(xp, t, p)
         ignored = ignored_labels(xp, t, ignore_index)
+        require_unit_range(xp, "target", t, None if ignored is None else ~ignored)
+        t = as_dtype(xp, t, p)
     else:
         wide = widened(xp, t)
         ignored = ignored_labels(xp, t, ignore_index)
@@ -137,9 +144,16 @@ def _sums_of_block(
             require_in_range(xp, "target", t, num_classes, None if ignored is None else ~ignored)
         hot = xp.astype(wide == beside(classes, t), p.dtype)
         t = xp.where(in_range(wide, num_classes), hot, math.nan)
+    if is_probability:
+        kept = None if ignored is None else xp.broadcast_to(~ignored, p.shape)
+        require_unit_range(xp, "pred", p, kept)
     if ignored is not None:
         p, t = xp.where(ignored, 0.0, p), xp.where(ignored, 0.0, t)
     return overlap_sums(xp, p, t, axes, squared=squared, keepdims=True)
+
+
+def _above_zero(p: Array, z: Array) -> Array:
+    return above_zero(namespace(p), p, z)
 
 
 def _losses(of_sums: Callable[..., Array], sums: Parts, w: Array | None) -> Parts:
@@ -149,7 +163,7 @@ def _losses(of_sums: Callable[..., Array], sums: Parts, w: Array | None) -> Part
     if w is None:
         return loss, None
     weights = xp.broadcast_to(as_dtype(xp, w, loss), loss.shape)
-    return loss * weights, weights
+    return product(xp, weights, loss), weights
 
 
 def dice_loss(

@@ -11,12 +11,12 @@ import portable_ops
 from portable_ops.backend import Array
 from portable_ops.checks import Axis, normalized_axes, require_known_sizes
 from portable_ops.counting import Areas
+from portable_ops.dice import dice_of_sums, overlap_sums
 from portable_ops.precision import as_dtype, returned, working
-from portable_ops.segmentation import dice_of_sums, dice_sums
+from portable_ops.ranges import require_unit_range
 from portable_ops_backends.chunked.blocks import (
     Parts,
     added,
-    in_floats,
     joined,
     mapped,
     namespace,
@@ -28,21 +28,32 @@ from portable_ops_backends.chunked.blocks import (
 
 
 def dice_coefficient(
-    pred: Array, target: Array, /, *, axis: Axis = None, smooth: float = 0.0, absent: float = 1.0
+    pred: Array,
+    target: Array,
+    /,
+    *,
+    axis: Axis = None,
+    smooth: float = 0.0,
+    absent: float = 1.0,
+    validate: bool | None = None,
 ) -> Array:
-    """See `portable_ops.dice_coefficient`."""
+    """See `portable_ops.dice_coefficient`. Ranges are looked at when a block is computed, where it is on the host."""
     require_known_sizes("pred", pred)
     axes = normalized_axes(axis, pred)
-    p, dtype = in_floats(pred), result_dtype(pred)
-    parts = mapped(_dice_parts, p, target, dtype=dtype, chunks=sizes_one(p, axes), axes=axes)
+    p, dtype = without_empty_blocks(pred), result_dtype(pred)
+    options = {"axes": axes, "validate": validate}
+    parts = mapped(_dice_parts, p, target, dtype=dtype, chunks=sizes_one(p, axes), **options)
     sums = joined(parts, added, axes, keepdims=True)
     return mapped(_dice_of_parts, sums, dtype=dtype, smooth=smooth, absent=absent, to=dtype.name).squeeze(axes)
 
 
-def _dice_parts(p: Array, t: Array, axes: tuple[int, ...]) -> Parts:
+def _dice_parts(p: Array, t: Array, axes: tuple[int, ...], validate: bool | None) -> Parts:
     xp = namespace(p)
+    for name, mask in (("pred", p), ("target", t)):
+        require_unit_range(xp, name, mask, validate=validate)
     p, _ = working(xp, p)
-    return dice_sums(xp, p, as_dtype(xp, t, p), axes, keepdims=True)
+    overlap, predicted, actual = overlap_sums(xp, p, as_dtype(xp, t, p), axes, keepdims=True)
+    return overlap, predicted + actual
 
 
 def _dice_of_parts(sums: Parts, smooth: float, absent: float, to: str) -> Array:

@@ -142,7 +142,14 @@ def why_not_binary_cross_entropy(
 
 
 def why_not_dice(
-    pred: Any, target: Any, /, *, axis: Any = None, smooth: float = 0.0, absent: float = 1.0
+    pred: Any,
+    target: Any,
+    /,
+    *,
+    axis: Any = None,
+    smooth: float = 0.0,
+    absent: float = 1.0,
+    validate: bool | None = None,
 ) -> str | None:
     """Reason not to sum masks with Numba."""
     if (reason := why_no_numba()) is not None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import array_api_compat.numpy as xp
 import numpy as np
 
+from portable_ops.labels import ignored_labels
+from portable_ops.ranges import HIGHEST, LOWEST, require_unit_range
 from portable_ops_backends.cpu.arithmetic import FUSED, LONGEST_SUM, logarithm_of_one_and, sum_of
 from portable_ops_backends.cpu.compiling import compiled
-from portable_ops_backends.cpu.cross_entropy import LOSS, WEIGHT, add_to, reduced
+from portable_ops_backends.cpu.cross_entropy import BAD, LOSS, WEIGHT, add_to, reduced
 from portable_ops_backends.cpu.halves import as_number, as_stored
 from portable_ops_backends.cpu.labels import comparable
 from portable_ops_backends.cpu.layout import Array, flattened, memory_order, readonly, reordered
@@ -60,6 +63,16 @@ def _losses_and_slopes(x: Array, target: Array, positive: Array, bfloat: bool, l
 
 
 @compiled
+def _count_beyond(target: Array, ignored: Any, has_ignored: bool, bfloat: bool, number: Any) -> int:
+    """How many targets lie outside of [0, 1], and are not to be ignored."""
+    lowest, highest, beyond = number(LOWEST), number(HIGHEST), np.int32(0)
+    for i in range(target.size):
+        t = number(as_number(target[i], bfloat))
+        beyond += np.int32(((t < lowest) | (t > highest)) & ((t != ignored) | (not has_ignored)))
+    return beyond
+
+
+@compiled
 def _leave_out(target: Array, ignored: Any, bfloat: bool, line: Array, slopes: Array, kept: Array) -> None:
     """Zeros where a target is to be ignored, and which elements count."""
     zero, one = line.dtype.type(0), line.dtype.type(1)
@@ -73,9 +86,10 @@ def _leave_out(target: Array, ignored: Any, bfloat: bool, line: Array, slopes: A
 
 @compiled
 def _weigh(line: Array, factors: Array, kept: Array) -> None:
-    """Multiply; what does not count stays 0, whatever its weight."""
+    """Multiply; what does not count stays 0, whatever its weight, and what has weight 0 becomes 0, whatever it is."""
+    zero = line.dtype.type(0)
     for i in range(line.size):
-        line[i] = line[i] * factors[i] if kept[i] else line[i]
+        line[i] = (line[i] * factors[i] if factors[i] != zero else zero) if kept[i] else line[i]
 
 
 @compiled
@@ -105,6 +119,7 @@ def _sum(
             _losses_and_slopes(x[first:last], target[first:last], positive, bfloat, piece, slope)
         else:
             _losses(x[first:last], target[first:last], positive, bfloat, piece)
+        sums[0, BAD] += _count_beyond(target[first:last], ignored[0], has_ignored, bfloat, line.dtype.type)
         if has_ignored:
             _leave_out(target[first:last], ignored[0], bfloat, piece, slope, counted)
         if is_weighted:
@@ -211,6 +226,9 @@ def binary_cross_entropy(
     flat = losses.reshape(-1)
     flat = flat.view(np.uint16) if flat.dtype.itemsize == 2 else flat
     sums = solve(given, flat, np.empty(0, given.real))
+    if sums[BAD]:
+        ignored = ignored_labels(xp, target, ignore_index)
+        require_unit_range(xp, "target", target, None if ignored is None else ~ignored)
     if reduction == "none":
         return reordered(losses, order)
     return np.asarray(reduced(sums, reduction), dtype=logits.dtype)

@@ -1,4 +1,4 @@
-"""The three sums of a Dice coefficient in one pass over both masks."""
+"""The sums of a Dice coefficient in one pass over both masks, which finds values that are no probabilities as well."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import array_api_compat.numpy as xp
 import numpy as np
 
 from portable_ops.checks import Axis, normalized_axes
+from portable_ops.ranges import HIGHEST, LOWEST, require_unit_range
 from portable_ops_backends.cpu.arithmetic import FUSED, LONGEST_SUM, REORDERED, two_sum
 from portable_ops_backends.cpu.compiling import compiled
 from portable_ops_backends.cpu.halves import as_number
@@ -22,15 +24,17 @@ PIECE = 2**15
 
 
 @compiled(fastmath=REORDERED)
-def _short_sums(pred: Array, target: Array, bfloat: bool, real: Array) -> tuple[Any, Any]:
-    """Of the products, and of both, in the dtype of `real`."""
+def _short_sums(pred: Array, target: Array, bfloat: bool, real: Array) -> tuple[Any, Any, int]:
+    """Of the products, and of both, in the dtype of `real`, and how often there was a value outside of [0, 1]."""
     number = real.dtype.type
     overlap, total = number(0), number(0)
+    lowest, highest, beyond = number(LOWEST), number(HIGHEST), np.int32(0)
     for i in range(pred.size):
         p, t = number(as_number(pred[i], bfloat)), number(as_number(target[i], bfloat))
         overlap += p * t
         total += p + t
-    return overlap, total
+        beyond += np.int32((p < lowest) | (p > highest) | (t < lowest) | (t > highest))
+    return overlap, total, beyond
 
 
 @compiled
@@ -38,11 +42,12 @@ def _piece_sums(pred: Array, target: Array, bfloat: bool, real: Array, sums: Arr
     lost_overlap, lost_total = 0.0, 0.0
     for start in range(0, pred.size, LONGEST_SUM):
         stop = min(start + LONGEST_SUM, pred.size)
-        overlap, total = _short_sums(pred[start:stop], target[start:stop], bfloat, real)
+        overlap, total, beyond = _short_sums(pred[start:stop], target[start:stop], bfloat, real)
         sums[0], lost = two_sum(sums[0], np.float64(overlap))
         lost_overlap += lost
         sums[1], lost = two_sum(sums[1], np.float64(total))
         lost_total += lost
+        sums[2] += beyond
     sums[0] += lost_overlap
     sums[1] += lost_total
 
@@ -51,7 +56,7 @@ def _piece_sums(pred: Array, target: Array, bfloat: bool, real: Array, sums: Arr
 def _all_sums(
     pred: Array, target: Array, bfloat: bool, real: Array, length: int, sums: Array, start: int, stop: int
 ) -> None:
-    """Sums of pieces of so many elements of rows of (rows, n); `sums` is (rows, pieces, 2)."""
+    """Sums of pieces of so many elements of rows of (rows, n); `sums` is (rows, pieces, 3)."""
     pieces = sums.shape[1]
     for number in range(start, stop):
         row, piece = number // pieces, number % pieces
@@ -75,7 +80,7 @@ def _write_slopes(other: Array, bfloat: bool, slopes: Array, out: Array, length:
 
 @compiled
 def _write_scores(sums: Array, smooth: float, absent: float, out: Array) -> None:
-    """What `dice_of_sums` makes of overlaps and sums of both, (n, 2)."""
+    """What `dice_of_sums` makes of overlaps and sums of both, (n, 3)."""
     for i in range(out.size):
         overlap, total = sums[i, 0], sums[i, 1]
         out[i] = absent if total == 0 else (2 * overlap + smooth) / (total + smooth)
@@ -137,23 +142,26 @@ def _in_parts(work: Callable[[int, int, int], None], pieces: int, rows: _Rows) -
 
 
 def dice_sums(pred: Array, target: Array, axes: tuple[int, ...], bfloat: bool = False) -> Array:
-    """The overlap of two masks and the sum of both, along a last axis, in float64. Halves may come as their bits."""
+    """The overlap of two masks, the sum of both, and how many pairs are not within [0, 1], along a last axis, in float64.
+
+    Halves may come as their bits.
+    """
     rows = _rows(pred.shape, memory_order(pred), axes)
     p, t = _as_rows(pred, rows), _as_rows(target, rows)
     real = np.empty(0, working_dtype(pred, bfloat))
     pieces = -(-rows.length // PIECE)
-    sums = np.zeros((p.shape[0], pieces, 2))
+    sums = np.zeros((p.shape[0], pieces, 3))
 
     def work(part: int, start: int, stop: int) -> None:
         _all_sums(p, t, bfloat, real, PIECE, sums, start, stop)
 
     _in_parts(work, p.shape[0] * pieces, rows)
     if pieces == 1 and rows.is_result:
-        return sums.reshape(*rows.shape, 2)
+        return sums.reshape(*rows.shape, 3)
     # The sums over pieces and other axes are of few numbers.
     outer = rows.outer
     places = [place for place, axis in enumerate(outer) if axis in axes]
-    left = sums.reshape([*rows.shape, pieces, 2]).sum(axis=(*places, len(outer)))
+    left = sums.reshape([*rows.shape, pieces, 3]).sum(axis=(*places, len(outer)))
     kept = [axis for axis in outer if axis not in axes]
     return left if kept == sorted(kept) else left.transpose(*np.argsort(kept), len(kept))
 
@@ -161,7 +169,7 @@ def dice_sums(pred: Array, target: Array, axes: tuple[int, ...], bfloat: bool = 
 def dice_scores(sums: Array, smooth: float, absent: float, dtype: Any) -> Array:
     """The coefficients of what `dice_sums` returns."""
     scores = np.empty(sums.shape[:-1])
-    _write_scores(np.ascontiguousarray(sums).reshape(-1, 2), float(smooth), float(absent), scores.reshape(-1))
+    _write_scores(np.ascontiguousarray(sums).reshape(-1, 3), float(smooth), float(absent), scores.reshape(-1))
     return scores if scores.dtype == dtype else scores.astype(dtype)
 
 
@@ -169,7 +177,7 @@ def slopes_of_scores(sums: Array, upstream: Array, smooth: float) -> Array:
     """For `dice_slopes`, from `dice_sums` and the gradient that arrives, of the shape of the scores."""
     slopes = np.empty((2, upstream.size))
     flat = np.array(upstream, np.float64).reshape(-1)  # a copy, as what arrives may be read-only
-    _write_slopes_of_scores(np.ascontiguousarray(sums).reshape(-1, 2), flat, float(smooth), slopes)
+    _write_slopes_of_scores(np.ascontiguousarray(sums).reshape(-1, 3), flat, float(smooth), slopes)
     return slopes
 
 
@@ -211,9 +219,25 @@ def _plain(x: Array) -> Array:
 _HELD_AS = {np.dtype(np.bool_).char: np.uint8, np.dtype(np.float16).char: np.uint16}
 
 
+def has_values_beyond(sums: Array) -> bool:
+    """Whether there was a value outside of [0, 1]."""
+    return bool(sums[..., 2].any())
+
+
 def dice_coefficient(
-    pred: Array, target: Array, /, *, axis: Axis = None, smooth: float = 0.0, absent: float = 1.0
+    pred: Array,
+    target: Array,
+    /,
+    *,
+    axis: Axis = None,
+    smooth: float = 0.0,
+    absent: float = 1.0,
+    validate: bool | None = None,
 ) -> Array:
     """See `portable_ops.dice_coefficient`."""
     dtype = pred.dtype if pred.dtype.kind == "f" else np.float64
-    return dice_scores(dice_sums(pred, target, normalized_axes(axis, pred)), smooth, absent, dtype)
+    sums = dice_sums(pred, target, normalized_axes(axis, pred))
+    if validate is not False and has_values_beyond(sums):
+        for name, mask in (("pred", pred), ("target", target)):
+            require_unit_range(xp, name, mask)
+    return dice_scores(sums, smooth, absent, dtype)

@@ -78,9 +78,7 @@ def why_not_binary_cross_entropy(
     return reason
 
 
-def why_not_dice(
-    pred: Any, target: Any, /, *, axis: Any = None, smooth: float = 0.0, absent: float = 1.0
-) -> str | None:
+def why_not_dice(pred: Any, target: Any, /, *, axis: Any = None, **options: Any) -> str | None:
     """Host kernels read memory."""
     reason = _why_not_memory(pred, target)
     return availability.why_not_scattered_dice(pred, target, axis=axis) if reason is None else reason

@@ -14,6 +14,7 @@ from torch import Tensor
 import portable_ops as po
 from portable_ops.dispatch import standard_only
 from portable_ops.labels import ignored_labels, require_in_range
+from portable_ops.ranges import require_unit_range
 from portable_ops.targets import class_axis_of
 from portable_ops_backends.cpu import binary_cross_entropy as binary
 from portable_ops_backends.cpu.cross_entropy import BAD, WEIGHT, problem, reduced, solve
@@ -24,6 +25,14 @@ from portable_ops_backends.cpu.torch_arrays import as_array, as_tensor, is_batch
 from portable_ops_backends.native import torch_losses as native
 
 _HOST = torch.device("cpu")  # whatever the default is
+
+
+def as_scalar(value: float, dtype: torch.dtype) -> Tensor:
+    """A 0-d tensor, infinite where the dtype ends, which torch takes for a mistake."""
+    beyond = abs(value) > torch.finfo(dtype).max
+    if beyond and dtype is not torch.float64:
+        return torch.scalar_tensor(value, dtype=torch.float64, device=_HOST).to(dtype)
+    return torch.scalar_tensor(value, dtype=dtype, device=_HOST)
 
 
 def cross_entropy(
@@ -70,7 +79,7 @@ class _CrossEntropy(torch.autograd.Function):
         ctx.divisor = float(sums[WEIGHT]) if reduction == "mean" else 1.0
         if reduction == "none":
             return as_tensor(reordered(losses, order), logits.dtype)
-        return torch.scalar_tensor(reduced(sums, reduction), dtype=logits.dtype, device=_HOST)
+        return as_scalar(reduced(sums, reduction), logits.dtype)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -170,11 +179,14 @@ def _binary_losses(
     slopes = np.empty(scores.size if with_slopes else 0, given.weight.dtype)
     losses = np.empty(scores.size if reduction == "none" else 0, given.logits.dtype)
     sums = binary.solve(given, losses, slopes)
+    if sums[BAD]:
+        ignored = ignored_labels(xp, target, ignore_index)
+        require_unit_range(xp, "target", target, None if ignored is None else ~ignored)
     shape = [logits.shape[one] for one in order]
     made = reordered(slopes.reshape(shape), order) if with_slopes else None
     if reduction == "none":
         return _BinaryLosses(as_tensor(reordered(losses.reshape(shape), order).view(scores.dtype), dtype), 1.0, made)
-    loss = torch.scalar_tensor(reduced(sums, reduction), dtype=dtype, device=_HOST)
+    loss = as_scalar(reduced(sums, reduction), dtype)
     return _BinaryLosses(loss, sums[WEIGHT] if reduction == "mean" else 1.0, made)
 
 

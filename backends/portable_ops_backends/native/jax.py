@@ -15,14 +15,16 @@ import jax.numpy as xp
 from jax import Array
 
 from portable_ops.attention import BLOCK_ELEMENTS, Dropout, arranged, attend_block, like_query
+from portable_ops.checks import IgnoreIndex
 from portable_ops.counting import Areas, count_areas, count_pairs, is_countable, raise_for_labels
 from portable_ops.dispatch import OPERATIONS
 from portable_ops.labels import ignored_labels, in_range, must_validate, require_in_range, widened
+from portable_ops.ranges import HIGHEST, LOWEST, require_unit_range
 from portable_ops.routes import values_are_at_hand
 from portable_ops.targets import class_axis_of
 from portable_ops_backends.jax import require_key
 
-_NUMBERS = frozenset({"alpha", "beta", "smooth", "absent", "eps", "scale"})
+_NUMBERS = frozenset({"alpha", "beta", "smooth", "smooth_denominator", "absent", "scale"})
 """Options that may be traced like arrays. As constants they would make XLA compile anew for every value."""
 
 
@@ -40,19 +42,20 @@ log_softmax = _compiled("log_softmax")
 logsumexp = _compiled("logsumexp")
 sigmoid = _compiled("sigmoid")
 log_sigmoid = _compiled("log_sigmoid")
-binary_cross_entropy = _compiled("binary_cross_entropy")
-dice_coefficient = _compiled("dice_coefficient")
 
 
 def _compiled_loss(name: str) -> Callable[..., Any]:
-    """The same of a loss that takes class indices. They are looked at before: while it is compiled, they have no values."""
+    """The same of an operation on targets. They are looked at before: while it is compiled, they have no values."""
     compiled = _compiled(name)
-    first = OPERATIONS[name].signature.parameters["class_axis"].default
+    parameters = OPERATIONS[name].signature.parameters
 
     def loss(pred: Array, target: Array, /, **options: Any) -> Array:
-        if tuple(target.shape) != tuple(pred.shape) and values_are_at_hand(target):
-            num_classes = pred.shape[class_axis_of(options.get("class_axis", first), pred)]
-            ignore_index = options.get("ignore_index")
+        given = {p.name: options.get(p.name, p.default) for p in parameters.values() if p.kind is p.KEYWORD_ONLY}
+        if tuple(target.shape) == tuple(pred.shape):
+            _require_ranges(name, pred, target, given)
+        elif values_are_at_hand(target):
+            num_classes = pred.shape[class_axis_of(given["class_axis"], pred)]
+            ignore_index = given["ignore_index"]
             if _has_misfit(target, num_classes, ignore_index):
                 ignored = ignored_labels(xp, target, ignore_index)
                 require_in_range(xp, "target", target, num_classes, None if ignored is None else ~ignored)
@@ -61,14 +64,37 @@ def _compiled_loss(name: str) -> Callable[..., Any]:
     return loss
 
 
+def _require_ranges(name: str, pred: Array, target: Array, options: dict[str, Any]) -> None:
+    """Refuse masks and probabilities outside of [0, 1], as the definitions do where there are values."""
+    masks = []
+    if name == "binary_cross_entropy" or (name == "focal_loss" and options["activation"] == "sigmoid"):
+        masks = [("target", target)] if options["from_logits"] else [("target", target), ("logits", pred)]
+    elif name in ("dice_coefficient", "jaccard_loss", "tversky_loss") and options["validate"] is not False:
+        masks = [("target", target)] if options.get("activation") else [("target", target), ("pred", pred)]
+    for argument, mask in masks:
+        if mask.dtype == bool or not values_are_at_hand(mask) or not _is_beyond(mask):
+            continue
+        ignored = ignored_labels(xp, target, options.get("ignore_index"))
+        kept = xp.ones(mask.shape, bool) if ignored is None else ~ignored
+        weight = options.get("sample_weight")
+        require_unit_range(xp, argument, mask, kept if weight is None else kept & (weight != 0))
+
+
+@jax.jit
+def _is_beyond(mask: Array) -> Array:
+    return xp.any((mask < LOWEST) | (mask > HIGHEST))
+
+
+binary_cross_entropy = _compiled_loss("binary_cross_entropy")
 cross_entropy = _compiled_loss("cross_entropy")
+dice_coefficient = _compiled_loss("dice_coefficient")
 focal_loss = _compiled_loss("focal_loss")
 jaccard_loss = _compiled_loss("jaccard_loss")
 tversky_loss = _compiled_loss("tversky_loss")
 
 
 @partial(jax.jit, static_argnums=(1, 2))
-def _has_misfit(target: Array, num_classes: int, ignore_index: int | None) -> Array:
+def _has_misfit(target: Array, num_classes: int, ignore_index: IgnoreIndex) -> Array:
     wide = widened(xp, target)
     ignored = ignored_labels(xp, target, ignore_index)
     fits = in_range(wide, num_classes)

@@ -14,6 +14,7 @@ import portable_ops as po
 from portable_ops.checks import Axis, normalized_axes
 from portable_ops.dispatch import standard_only
 from portable_ops.labels import ignored_labels, in_range, require_in_range, widened
+from portable_ops.ranges import HIGHEST, LOWEST, require_unit_range
 from portable_ops.targets import class_axis_of
 from portable_ops_backends.torch_tensors import is_concrete
 
@@ -139,6 +140,8 @@ def _in_torch_order(logits: Tensor, class_axis: int | None, weight: Tensor | Non
 
 def plain_binary_cross_entropy(logits: Tensor, target: Tensor, /, **defaults: object) -> Tensor:
     """See `portable_ops.binary_cross_entropy`; the mean of few float32 numbers."""
+    if not is_within(target):
+        require_unit_range(xp, "target", target)
     terms = torch.lerp(F.softplus(logits), F.softplus(-logits), target)
     loss = (terms if terms.ndim == 1 else terms.reshape(-1)).dot(_shares(terms.numel()))
     return loss if math.isfinite(loss.item()) else binary_cross_entropy(logits, target)
@@ -171,6 +174,8 @@ def binary_cross_entropy(
     eps: None = None,
 ) -> Tensor:
     """See `portable_ops.binary_cross_entropy`."""
+    if target.dtype is not torch.bool and not is_within(target):
+        require_unit_range(xp, "target", target)
     dtype = logits.dtype
     scores = logits.float() if dtype in _HALF else logits
     shares = target if target.dtype == scores.dtype else target.to(scores.dtype)
@@ -217,15 +222,42 @@ def focal_loss(
     return loss.mean() if ignored is None else loss.sum() / (~ignored).sum()
 
 
+def _require_masks(pred: Tensor, target: Tensor, validate: bool | None) -> None:
+    """Refuse values outside of [0, 1]."""
+    if validate is not False and not (is_within(pred) and is_within(target)):
+        for name, mask in (("pred", pred), ("target", target)):
+            require_unit_range(xp, name, mask)
+
+
+def is_within(mask: Tensor) -> bool:
+    """Whether all values are from 0 to 1; False also where a nan hides some."""
+    if mask.numel() <= _FEW:  # for so few, a list is quicker than torch's functions
+        values = mask.flatten().tolist()
+        return not values or (min(values) >= LOWEST and max(values) <= HIGHEST)
+    lowest, highest = torch.aminmax(mask.detach())
+    return lowest.item() >= LOWEST and highest.item() <= HIGHEST
+
+
+_FEW = 64
+
+
 def dice_coefficient(
-    pred: Tensor, target: Tensor, /, *, axis: Axis = None, smooth: float = 0.0, absent: float = 1.0
+    pred: Tensor,
+    target: Tensor,
+    /,
+    *,
+    axis: Axis = None,
+    smooth: float = 0.0,
+    absent: float = 1.0,
+    validate: bool | None = None,
 ) -> Tensor:
     """See `portable_ops.dice_coefficient`."""
+    _require_masks(pred, target, validate)
     axes = normalized_axes(axis, pred)
     overlap, total = (pred * target).sum(axes), pred.sum(axes) + target.sum(axes)
     if not total.all():
         with standard_only():
-            return po.dice_coefficient(pred, target, axis=axis, smooth=smooth, absent=absent)
+            return po.dice_coefficient(pred, target, axis=axis, smooth=smooth, absent=absent, validate=False)
     if smooth:
         return (2 * overlap + smooth) / (total + smooth)
     half = overlap / total
@@ -246,6 +278,7 @@ def tversky_loss(
     **defaults: object,
 ) -> Tensor:
     """See `portable_ops.tversky_loss`; of two masks as they are."""
+    _require_masks(pred, target, None)
     axes = normalized_axes(axis, pred)
     overlap, predicted, actual = (pred * target).sum(axes), pred.sum(axes), target.sum(axes)
     total = torch.add(torch.add(overlap, predicted - overlap, alpha=alpha), actual - overlap, alpha=beta)
