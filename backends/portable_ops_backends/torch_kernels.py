@@ -61,7 +61,22 @@ def _counting(function: str) -> tuple[Kernel, ...]:
     )
 
 
-kernels: Mapping[str, tuple[Kernel, ...]] = {
+def _in_float32(function: str, why_not: Asked) -> Kernel:
+    """What torch.autocast asks for."""
+    return Kernel(
+        name="autocast",
+        function=f"portable_ops_backends.native.torch_autocast:{function}",
+        why_never=of_torch.why_never_autocast,
+        why_not=why_not,
+        traceable=True,
+        adapts=True,
+    )
+
+
+ACTIVATIONS = ("softmax", "log_softmax", "logsumexp")
+LOSSES = ("cross_entropy", "binary_cross_entropy", "focal_loss", "dice_loss", "tversky_loss", "jaccard_loss")
+
+_kernels: Mapping[str, tuple[Kernel, ...]] = {
     "softmax": _activation("softmax", on_cpu.why_never_softmax, _looking("softmax", of_torch.why_never_softmax)),
     "log_softmax": _activation(
         "log_softmax",
@@ -123,3 +138,12 @@ kernels: Mapping[str, tuple[Kernel, ...]] = {
     "confusion_matrix": _counting("confusion_matrix"),
     "intersection_and_union": _counting("intersection_and_union"),
 }
+
+kernels: Mapping[str, tuple[Kernel, ...]] = {
+    **_kernels,
+    **{
+        name: (_in_float32(name, of_torch.why_not_autocast_activation), *_kernels.get(name, ())) for name in ACTIVATIONS
+    },
+    **{name: (_in_float32(name, of_torch.why_not_autocast_loss), *_kernels.get(name, ())) for name in LOSSES},
+}
+"""Best first; what torch.autocast asks for before them."""

@@ -55,6 +55,18 @@ def _is_fake(array: Any) -> bool:
     return fake is not None and isinstance(array, fake.FakeTensor)
 
 
+def why_unusable(array: Any) -> str | None:
+    """Tensors without plain memory: no operation's numerics are known for them, and most of torch's functions raise."""
+    if array.is_nested:
+        return (
+            "a nested tensor; expected a tensor of one shape: torch.nested.to_padded_tensor makes one, "
+            "of which where=, mask=, weight= or ignore_index= leaves the padding out"
+        )
+    if array.layout is not sys.modules["torch"].strided:
+        return f"a tensor of layout {array.layout}; expected a dense one, such as x.to_dense()"
+    return None
+
+
 def on_host(array: Any) -> bool:
     """Whether the CPU can read the values."""
     return bool(array.is_cpu)

@@ -21,6 +21,21 @@ FEW_TERMS = 64
 """The most of which a mean is taken as a product with 1 / n: it takes a third of torch's own, of so few the longest step."""
 
 
+def why_never_autocast(x: Any, /, *others: Any, **options: Any) -> str | None:
+    """Only halves are made float32."""
+    return None if kind_of(x) == "half" else "not of half precision"
+
+
+def why_not_autocast_loss(x: Any, /, *others: Any, **options: Any) -> str | None:
+    """What torch.autocast computes in float32 on every device."""
+    return None if sys.modules["torch"].is_autocast_enabled(x.device.type) else "no torch.autocast"
+
+
+def why_not_autocast_activation(x: Any, /, *others: Any, **options: Any) -> str | None:
+    """What it computes in float32 everywhere but on the CPU."""
+    return "torch.autocast leaves it alone on the CPU" if x.is_cpu else why_not_autocast_loss(x)
+
+
 def why_never_elementwise(x: Any, /) -> str | None:
     """torch keeps integers apart."""
     return None if x.is_floating_point() else f"{kind_of(x)} input is converted first"
