@@ -6,6 +6,7 @@ rows one number after the other.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -21,7 +22,7 @@ from portable_ops.dispatch import OPERATIONS
 from portable_ops.labels import ignored_labels, in_range, must_validate, require_in_range, widened
 from portable_ops.ranges import HIGHEST, LOWEST, require_unit_range
 from portable_ops.routes import values_are_at_hand
-from portable_ops.targets import class_axis_of
+from portable_ops.targets import class_axes_of
 from portable_ops_backends.jax import require_key
 
 _NUMBERS = frozenset({"alpha", "beta", "smooth", "smooth_denominator", "absent", "scale"})
@@ -54,7 +55,7 @@ def _compiled_loss(name: str) -> Callable[..., Any]:
         if tuple(target.shape) == tuple(pred.shape):
             _require_ranges(name, pred, target, given)
         elif values_are_at_hand(target):
-            num_classes = pred.shape[class_axis_of(given["class_axis"], pred)]
+            num_classes = math.prod(pred.shape[axis] for axis in class_axes_of(given["class_axis"], pred))
             ignore_index = given["ignore_index"]
             if _has_misfit(target, num_classes, ignore_index):
                 ignored = ignored_labels(xp, target, ignore_index)
