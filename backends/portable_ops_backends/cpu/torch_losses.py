@@ -150,8 +150,20 @@ def binary_cross_entropy(
     others = target, weight, pos_weight, ignore_index, reduction
     with AtMost(torch.get_num_threads()):
         if logits.requires_grad and torch.is_grad_enabled():
-            return _binary_with_gradient(logits, others)
-        return _binary_losses(logits, *others, False).loss
+            loss = _binary_with_gradient(logits, others)
+        else:
+            loss = _binary_losses(logits, *others, False).loss
+    if binary.may_be_finite(loss, weight, pos_weight, reduction):
+        with standard_only():
+            return po.binary_cross_entropy(
+                logits,
+                target,
+                weight=weight,
+                pos_weight=pos_weight,
+                ignore_index=ignore_index,
+                reduction=reduction,
+            )
+    return loss
 
 
 class _BinaryLosses(NamedTuple):

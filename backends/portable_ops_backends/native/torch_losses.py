@@ -14,7 +14,7 @@ import portable_ops as po
 from portable_ops.checks import Axis, normalized_axes
 from portable_ops.dispatch import OPERATIONS, standard_only
 from portable_ops.labels import ignored_labels, in_range, require_in_range, widened
-from portable_ops.ranges import HIGHEST, LOWEST, require_unit_range
+from portable_ops.ranges import HIGHEST, LOWEST, require_masks, require_unit_range
 from portable_ops.targets import class_axis_of
 from portable_ops_backends.native.torch import NEAR_ONE, largest, smallest
 
@@ -255,8 +255,7 @@ def focal_loss(
 def _require_masks(pred: Tensor, target: Tensor, validate: bool | None) -> None:
     """Refuse values outside of [0, 1]."""
     if validate is not False and not (is_within(pred) and is_within(target)):
-        for name, mask in (("pred", pred), ("target", target)):
-            require_unit_range(xp, name, mask)
+        require_masks(xp, pred, target)
 
 
 def is_within(mask: Tensor) -> bool:
