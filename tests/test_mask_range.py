@@ -28,6 +28,8 @@ def refused(target: Target, argument: str, lowest: str, highest: str, call: Call
     if not target.refuses_labels:
         target.computed(call())
         return
+    if target.backend.lazy:  # the values of the block that is computed first
+        lowest, highest = r"\S+", r"\S+"
     with pytest.raises(ValueError, match=rf"{argument}: got values from {lowest} to {highest}; expected") as caught:
         target.computed(call())
     for remedy in ("255", "mask > 0", *(("activation=",) if argument == "pred" else ())):

@@ -57,7 +57,8 @@ def deferred(function: Callable[..., Any], arrays: Sequence[Any], shape: tuple[i
 
 
 def _blocks(name: str, module: str) -> tuple[Kernel, ...]:
-    return (Kernel(name="blocks", function=f"portable_ops_backends.chunked.{module}:{name}", why_not=always),)
+    path = f"portable_ops_backends.chunked.{module}:{name}"
+    return (Kernel(name="blocks", function=path, why_not=always, ignores_several=module == "overlap"),)
 
 
 MODULES = {
@@ -72,7 +73,7 @@ MODULES = {
     "dice_loss": "overlap",
     "jaccard_loss": "overlap",
     "tversky_loss": "overlap",
-    "dice_coefficient": "segmentation",
+    "dice_coefficient": "overlap",
     "confusion_matrix": "segmentation",
     "intersection_and_union": "segmentation",
     "soft_sums": "overlap",
@@ -96,5 +97,7 @@ backend = Backend(
     lazy=True,
     deferred=deferred,
     dtypes=("float16", "float32", "float64"),
-    kernels=with_options({name: _blocks(name, module) for name, module in MODULES.items()}),
+    # Overlaps honour all options.
+    kernels={name: _blocks(name, module) for name, module in MODULES.items() if module == "overlap"}
+    | with_options({name: _blocks(name, module) for name, module in MODULES.items() if module != "overlap"}),
 )
