@@ -43,7 +43,7 @@ def coefficient(
 ) -> Floats:
     """Written out: what is predicted, what is there, and what both have in common."""
     ones = np.broadcast_to(sample_weight, p.shape)
-    predicted, actual = (np.sum(ones * (x**2 if squared else np.abs(x)), axis=axis) for x in (p, t))
+    predicted, actual = (np.sum(ones * (x**2 if squared else x), axis=axis) for x in (p, t))
     # (|p| + |t| - |p - t|) / 2, or of squares, which is the product
     apart = np.sum(ones * ((p - t) ** 2 if squared else np.abs(p - t)), axis=axis)
     both = (predicted + actual - apart) / 2 if soft_label else np.sum(ones * p * t, axis=axis)
