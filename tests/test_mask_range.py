@@ -70,7 +70,12 @@ def test_logits_are_refused_without_activation(target: Target, function: Callabl
 
 @every
 def test_one_value_among_good_ones_is_found(target: Target, function: Callable[..., Any]) -> None:
-    for value, lowest, highest in ((1.5, "0", r"1\.5"), (-0.5, r"-0\.5", "1"), (np.inf, "0", "inf"), (-np.inf, "-inf", "1")):
+    for value, lowest, highest in (
+        (1.5, "0", r"1\.5"),
+        (-0.5, r"-0\.5", "1"),
+        (np.inf, "0", "inf"),
+        (-np.inf, "-inf", "1"),
+    ):
         for place in ((0, 0), (1, 5)) if target.refuses_labels or math.isfinite(value) else ():
             pred = SOFT.copy()
             pred[place] = value

@@ -165,9 +165,7 @@ def _sums_of_block(
         require_unit_range(xp, "pred", p, kept, LOGITS, validate=how.validate)
     if looks[1]:
         require_unit_range(xp, "target", t, kept, validate=how.validate)
-    return overlap_sums(
-        xp, p, t, axes, squared=how.squared, soft_label=how.soft_label, sample_weight=s, keepdims=True
-    )
+    return overlap_sums(xp, p, t, axes, squared=how.squared, soft_label=how.soft_label, sample_weight=s, keepdims=True)
 
 
 def _above_zero(p: Array, z: Array) -> Array:

@@ -62,7 +62,9 @@ def _compiled_loss(name: str) -> Callable[..., Any]:
             if values_are_at_hand(target):
                 _require_indices(logits, target, given["class_axis"], given["ignore_index"])
         elif name == "binary_cross_entropy" or (name == "focal_loss" and given["activation"] == "sigmoid"):
-            for argument, mask in (("target", target),) if given["from_logits"] else (("target", target), ("logits", logits)):
+            for argument, mask in (
+                (("target", target),) if given["from_logits"] else (("target", target), ("logits", logits))
+            ):
                 if mask.dtype != bool and values_are_at_hand(mask) and _is_beyond(mask):
                     ignored = ignored_labels(xp, target, given["ignore_index"])
                     kept = xp.ones(mask.shape, bool) if ignored is None else ~ignored
@@ -84,7 +86,9 @@ def _compiled_overlap(name: str) -> Callable[..., Any]:
     """The same of an overlap of masks, whose range is found with it."""
     definition = partial(OPERATIONS[name].definition, xp)
 
-    def with_look(pred: Array, target: Array, /, *, looks: tuple[bool, bool], **options: Any) -> tuple[Array, Array | None]:
+    def with_look(
+        pred: Array, target: Array, /, *, looks: tuple[bool, bool], **options: Any
+    ) -> tuple[Array, Array | None]:
         beyond = [_is_beyond(mask) for mask, looked in zip((pred, target), looks, strict=True) if looked]
         found = functools.reduce(operator.or_, beyond) if beyond else None
         return definition(pred, target, **options), found
