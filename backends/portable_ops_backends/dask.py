@@ -67,7 +67,8 @@ def why_unusable(array: Any) -> str | None:
 def _blocks(name: str, module: str) -> tuple[Kernel, ...]:
     path = f"portable_ops_backends.chunked.{module}:{name}"
     options = BEYOND.get(name)
-    return (Kernel(name="blocks", function=path, why_not=always, options=options, ignores_several=options is not None),)
+    several = options is not None or module == "overlap"
+    return (Kernel(name="blocks", function=path, why_not=always, options=options, ignores_several=several),)
 
 
 BEYOND = {"cross_entropy": (*HONOURED["cross_entropy"], "sample_weight")}
@@ -86,7 +87,7 @@ MODULES = {
     "dice_loss": "overlap",
     "jaccard_loss": "overlap",
     "tversky_loss": "overlap",
-    "dice_coefficient": "segmentation",
+    "dice_coefficient": "overlap",
     "confusion_matrix": "segmentation",
     "intersection_and_union": "segmentation",
     "soft_sums": "overlap",
@@ -111,5 +112,7 @@ backend = Backend(
     lazy=True,
     deferred=deferred,
     dtypes=("float16", "float32", "float64"),
-    kernels=with_options({name: _blocks(name, module) for name, module in MODULES.items()}),
+    # Overlaps honour all options.
+    kernels={name: _blocks(name, module) for name, module in MODULES.items() if module == "overlap"}
+    | with_options({name: _blocks(name, module) for name, module in MODULES.items() if module != "overlap"}),
 )
