@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Collection, Sequence
+from numbers import Real
 from typing import Any
 
 from portable_ops.backend import Array
@@ -122,7 +123,7 @@ def require_number(
     """
     if type(value) is float and minimum <= value <= maximum and value < below:
         return
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         if not _is_number(argument, value):
             return
         value = float(backend_of(value).detached(value))

@@ -86,6 +86,8 @@ def why_not_softmax(x: Any, /, *, axis: Any = -1, where: Any = None) -> str | No
     reason = _why_not_floating(x)
     if reason is None and where is not None:
         return "the kernel has no where="
+    if not x.ndim:
+        return "one number"
     return reason if reason is not None or type(axis) is int else "the kernel takes one axis"
 
 
@@ -104,7 +106,7 @@ def why_not_cross_entropy(
     target: Any,
     /,
     *,
-    class_axis: int | None = None,
+    class_axis: int | tuple[int, ...] | None = None,
     weight: Any = None,
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
@@ -116,6 +118,8 @@ def why_not_cross_entropy(
     reason = _why_not_floating(logits)
     if reason is None and not from_logits:
         return "the kernel takes logits"
+    if type(class_axis) is tuple:
+        return "the kernel takes one class axis"
     return "the kernel takes class indices" if reason is None and target.ndim == logits.ndim else reason
 
 
