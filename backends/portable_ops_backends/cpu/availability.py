@@ -9,6 +9,7 @@ from functools import cache, lru_cache
 from importlib.util import find_spec
 from typing import Any
 
+from portable_ops.attention import weights_shape
 from portable_ops.checks import normalized_axes
 from portable_ops.routes import dtype_name
 
@@ -180,7 +181,7 @@ def why_not_attention(
     enable_gqa: bool = False,
 ) -> str | None:
     """Reason not to attend with Numba."""
-    if math.prod(query.shape[:-1]) * key.shape[-2] < SMALLEST_ATTENTION:
+    if math.prod(weights_shape(query, key, value, enable_gqa)) < SMALLEST_ATTENTION:
         return f"fewer than {SMALLEST_ATTENTION} weights"
     if (reason := why_no_numba()) is not None:
         return reason
