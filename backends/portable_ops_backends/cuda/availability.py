@@ -122,9 +122,7 @@ def why_not_dice(
     return None
 
 
-def why_not_fused_attention(
-    query: Any, key: Any, value: Any, *, dtype: str, ndim: int, enable_gqa: bool
-) -> str | None:
+def why_not_fused_attention(query: Any, key: Any, value: Any, *, dtype: str, ndim: int, enable_gqa: bool) -> str | None:
     """Reason why torch would hold all attention weights at once on a GPU, if these are many."""
     if math.prod(weights_shape(query, key, value, enable_gqa)) <= BLOCK_ELEMENTS:
         return None
