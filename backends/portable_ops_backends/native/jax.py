@@ -281,7 +281,7 @@ def _scanned(
         )
         rest = jax.checkpoint(attend)(q[..., whole:, :], m, b, whole, blocks)
         result = xp.concat([result, rest], axis=-2)
-    return like_query(xp, result, query, value)
+    return like_query(xp, result, query, key, value, enable_gqa)
 
 
 def _has_rows(array: Array, rows: int) -> bool:
