@@ -34,6 +34,14 @@ def always(*args: Any, **kwargs: Any) -> None:
     """The `why_not` of a kernel that serves every call."""
 
 
+def warn_of(message: str, stacklevel: int = 2) -> None:
+    """Warn of something that the call gets over; where warnings are errors, it is printed: the call must not fail for it."""
+    try:
+        warnings.warn(message, RuntimeWarning, stacklevel=stacklevel + 1)
+    except RuntimeWarning:
+        print(f"portable_ops: {message}", file=sys.stderr)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
     """A faster way to run one operation on one backend's arrays.
@@ -62,6 +70,9 @@ class Kernel:
     traceable : bool
         Whether the kernel may serve calls that a compiler traces (`Backend.is_traced`). Such kernels are imported with
         the backend, as nothing can be imported meanwhile.
+    adapts : bool
+        Whether it does not serve a call but hands it on with other arguments, as a mode of the array library asks for: it is
+        asked under `standard_only` as well.
     """
 
     name: str
@@ -72,6 +83,7 @@ class Kernel:
     ignores_several: bool = False
     smallest: int = 0
     traceable: bool = False
+    adapts: bool = False
 
     def why_declined(self, *args: Any, **kwargs: Any) -> str | None:
         """The reason of either kind."""
@@ -117,6 +129,9 @@ class Backend:
     is_contiguous : callable or None
         ``(array)``: whether the elements lie side by side in memory, in C order, so that sums of them are added in pairs; False
         for a tracer. None where arrays have no strides.
+    why_unusable : callable or None
+        ``(array)``: what an array is that no operation takes although its type is right, and what is expected instead, such as
+        ``"a sparse tensor; expected a dense one"``; else None. It is asked when a call is checked, and when a kernel raises.
     size_of : callable
         ``(array)``: the number of elements, or, where a trace would be tied to it, one larger than any.
     remembered : bool
@@ -180,6 +195,7 @@ class Backend:
     is_concrete: Callable[[Array], bool] = lambda array: True
     on_host: Callable[[Array], bool] = lambda array: True
     is_contiguous: Callable[[Array], bool] | None = None
+    why_unusable: Callable[[Array], str | None] | None = None
     size_of: Callable[[Array], int] = lambda array: math.prod(array.shape)
     remembered: bool = False
     is_traced: str = ""

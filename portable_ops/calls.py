@@ -14,7 +14,7 @@ from typing import Any
 # Parameters have no leading underscore, so that they cannot be taken for variables. Names that nothing here binds are those
 # of `portable_ops.dispatch`, in whose namespace this runs.
 _SOURCE = """\
-def write(in_full, {defaults}):
+def write(in_full, refuse, {defaults}):
     def {name}({parameters}):
         _known = _key = None
         _type = type({first})
@@ -33,11 +33,15 @@ def write(in_full, {defaults}):
         if _known is None:
             return in_full(({arrays},), {given}, _key)
         _asked, _certain = _known
-        if _asked:
-            for _why_not, _serve in _asked:
-                if _why_not({arrays}) is None:
-                    return _serve({arrays})
-        return _certain({arrays})
+        try:
+            if _asked:
+                for _why_not, _serve in _asked:
+                    if _why_not({arrays}) is None:
+                        return _serve({arrays})
+            return _certain({arrays})
+        except RuntimeError:
+            refuse({arrays})
+            raise
     return {name}
 """
 
@@ -47,12 +51,14 @@ def written(
     signature: inspect.Signature,
     keyword_arrays: tuple[str, ...],
     in_full: Callable[[tuple[Any, ...], dict[str, Any], Any], Any],
+    refuse: Callable[..., None],
     namespace: dict[str, Any],
 ) -> Callable[..., Any]:
     """A function with this signature: what is remembered of calls with the same types, dtypes, shapes and options, done.
 
     Anything else goes to `in_full`: the arrays, all options, and the key by which the call may be remembered, or None.
-    Calls with arrays among the options are never remembered.
+    Calls with arrays among the options are never remembered. When what is remembered raises, `refuse` may find a better reason
+    in the arrays: a sparse tensor has the type, dtype and shape of a dense one.
     """
     parameters = signature.parameters.values()
     arrays = [one.name for one in parameters if one.kind is one.POSITIONAL_ONLY]
@@ -87,7 +93,7 @@ def written(
     made: dict[str, Any] = {}
     exec(compile(source, filename, "exec"), namespace, made)
     defaults = {usual[one.name]: one.default for one in options if one.name in usual}
-    function: Callable[..., Any] = made["write"](in_full, **defaults)
+    function: Callable[..., Any] = made["write"](in_full, refuse, **defaults)
     return function
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from numbers import Real
 from typing import Any
 
 from portable_ops.backend import Array
-from portable_ops.routes import backend_of, found_route, kind_of, values_are_at_hand
+from portable_ops.routes import backend_of, found_route, kind_of, known_dtypes, values_are_at_hand
 
 Axis = int | tuple[int, ...] | None
 
@@ -28,28 +29,34 @@ def complaint(argument: str, got: object, wanted: str) -> str:
     return f"{argument}: got {got}; expected {wanted}"
 
 
+def _wrong_dtype(argument: str, array: Array, wanted: str, kinds: Collection[str] = ()) -> TypeError:
+    """What to raise for a dtype that is not of these kinds; one that no operation takes is told which some take."""
+    known = f": one of {known_dtypes(array, kinds)}" if kinds and kind_of(array) == "other" else ""
+    return TypeError(complaint(argument, f"dtype {array.dtype}", wanted + known))
+
+
 def require_real(argument: str, array: Array) -> None:
     """Raise TypeError unless the dtype is bool, integer or real floating."""
     if kind_of(array) not in _REAL:
-        raise TypeError(complaint(argument, f"dtype {array.dtype}", "a bool, integer or real floating dtype"))
+        raise _wrong_dtype(argument, array, "a bool, integer or real floating dtype", _REAL)
 
 
 def require_floating(argument: str, array: Array) -> None:
     """Raise TypeError unless the dtype is real floating."""
     if kind_of(array) not in _FLOATING:
-        raise TypeError(complaint(argument, f"dtype {array.dtype}", "a real floating dtype"))
+        raise _wrong_dtype(argument, array, "a real floating dtype", _FLOATING)
 
 
 def require_labels(argument: str, array: Array) -> None:
     """Raise TypeError unless the dtype can hold class labels."""
     if kind_of(array) not in _LABELS:
-        raise TypeError(complaint(argument, f"dtype {array.dtype}", "an integer dtype, or bool for two classes"))
+        raise _wrong_dtype(argument, array, "an integer dtype, or bool for two classes", _LABELS)
 
 
 def require_bool(argument: str, array: Array) -> None:
     """Raise TypeError unless the dtype is bool."""
     if kind_of(array) != "bool":
-        raise TypeError(complaint(argument, f"dtype {array.dtype}", "dtype bool (True = take part)"))
+        raise _wrong_dtype(argument, array, "dtype bool (True = take part)")
 
 
 def has_unknown_sizes(array: Array) -> bool:
@@ -116,7 +123,7 @@ def require_number(
     """
     if type(value) is float and minimum <= value <= maximum and value < below:
         return
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         if not _is_number(argument, value):
             return
         value = float(backend_of(value).detached(value))

@@ -19,7 +19,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from portable_ops.backend import Kernel, always
 from portable_ops.calls import written
-from portable_ops.joining import is_joined, join
+from portable_ops.joining import is_joined, join, require_usable
 from portable_ops.routes import (
     KERNELS,
     MEMORY,
@@ -127,6 +127,8 @@ def operation(
             if route is None or not is_joined(route, arrays, options, keywords, numbers):
                 route, arrays, options = join(op, arrays, options)
                 key = None
+            else:
+                require_usable(op, route, arrays, options)
             check(route.xp, *arrays, **options)
             serves, given = _serving(op, route, arrays, options)
             if key is not None and _may_be_kept(arrays, options):
@@ -135,7 +137,10 @@ def operation(
                 remember_type(cls)
             return serves(*arrays, **given)
 
-        call = written(name, op.signature, keywords, in_full, globals())
+        def refuse(*arrays: Any) -> None:
+            require_usable(op, ROUTES[type(arrays[0])], arrays, {})
+
+        call = written(name, op.signature, keywords, in_full, refuse, globals())
         function = functools.wraps(definition)(cast("Callable[P, R]", call))
         function.__signature__ = op.signature  # type: ignore[attr-defined]
         return function
@@ -160,14 +165,14 @@ def _serving(
     op: Operation, route: Route, arrays: tuple[Any, ...], options: dict[str, Any]
 ) -> tuple[Callable[..., Any], dict[str, Any]]:
     """The first kernel that serves, loaded, else the definition; and the options to hand to it."""
-    if not (_was_used and _mode.standard_only):
-        traced = route.is_traced is not None and route.is_traced()
-        given = _given(op, options)
-        for kernel in route.backend.kernels.get(op.name, ()):
-            if (traced and not kernel.traceable) or why_beyond(op, route, kernel, arrays, given) is not None:
-                continue
-            if kernel.why_declined(*arrays, **given) is None:
-                return _quiet(route, KERNELS.get(kernel.function) or load_kernel(kernel.function)), given
+    standard = _was_used and _mode.standard_only
+    traced = route.is_traced is not None and route.is_traced()
+    given = _given(op, options)
+    for kernel in route.backend.kernels.get(op.name, ()):
+        if (standard and not kernel.adapts) or (traced and not kernel.traceable):
+            continue
+        if why_beyond(op, route, kernel, arrays, given) is None and kernel.why_declined(*arrays, **given) is None:
+            return _quiet(route, KERNELS.get(kernel.function) or load_kernel(kernel.function)), given
     definition = op.definition if route.has_adapter else _defined_for_stranger(op, route)
     return functools.partial(_quiet(route, definition), route.xp), options
 
@@ -201,6 +206,8 @@ def why_beyond(
     op: Operation, route: Route, kernel: Kernel, arrays: tuple[Any, ...], given: dict[str, Any]
 ) -> str | None:
     """Why a call is beyond a kernel by what that declares, or None; `given` are the options that are not at their defaults."""
+    if kernel.adapts:
+        return None
     if kernel.smallest and route.backend.size_of(arrays[0]) < kernel.smallest:
         return f"fewer than {kernel.smallest} elements"
     for name, value in given.items():
@@ -365,7 +372,7 @@ def explain(op: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Expla
     given = _given(described, options)
     kernels: tuple[Kernel, ...] = route.backend.kernels.get(name, ())
     for kernel in kernels:
-        if _mode.standard_only:
+        if _mode.standard_only and not kernel.adapts:
             reason: str | None = "standard_only() is in force"
         else:
             reason = why_beyond(described, route, kernel, arrays, given)
@@ -375,5 +382,6 @@ def explain(op: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Expla
             # Kernels of one name are steps of one: that the first was not enough is no matter.
             others = tuple(pair for pair in declined if pair[0] != kernel.name)
             return Explanation(name, route.backend.name, kernel.name, others)
-        declined.append((kernel.name, reason))
+        if not kernel.adapts:
+            declined.append((kernel.name, reason))
     return Explanation(name, route.backend.name, "definition", tuple(declined))

@@ -59,6 +59,23 @@ def is_joined(
     return True
 
 
+def require_usable(op: Operation, route: Route, arrays: tuple[Any, ...], options: dict[str, Any]) -> None:
+    """Raise TypeError for an array of this library that no operation takes, such as a sparse one."""
+    if route.backend.why_unusable is not None:
+        for name, array in (
+            *zip(op.arrays, arrays, strict=True),
+            *((key, options.get(key)) for key in op.keyword_arrays),
+        ):
+            if array is not None:
+                _require_usable(name, route, array)
+
+
+def _require_usable(name: str, route: Route, array: Array) -> None:
+    why_unusable = route.backend.why_unusable
+    if why_unusable is not None and (got := why_unusable(array)) is not None:
+        raise TypeError(f"{name}: got {got}")
+
+
 def _devices_apart(route: Route, one: Array, other: Array) -> tuple[Any, Any] | None:
     """The devices of two arrays if they differ; an array without a device, such as a tracer, is at home on any."""
     here, there = route.backend.device_of(one), route.backend.device_of(other)
@@ -73,6 +90,9 @@ def join(
     given = dict(zip(op.arrays, arrays, strict=True))
     given |= {name: options[name] for name in op.keyword_arrays if options.get(name) is not None}
     routes = {name: route_of(value, name) for name, value in given.items()}
+    for name, other in routes.items():
+        if other is not None:
+            _require_usable(name, other, given[name])
     first = next((name for name, route in routes.items() if route is not None), None)
     if first is None:
         route, like = route_of_backend(registered_backends()["numpy"]), None

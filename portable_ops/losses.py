@@ -69,7 +69,7 @@ def _check_cross_entropy(
     require_real("target", target)
     axes = class_axes_of(class_axis, logits)
     indices = holds_indices(logits, target, axes)
-    num_classes = math.prod(logits.shape[axis] for axis in axes)
+    num_classes = math.prod([logits.shape[axis] for axis in axes])
     require_several_classes(num_classes, axes, from_logits, "binary_cross_entropy")
     if weight is not None:
         require_class_weight(weight, num_classes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -207,14 +207,20 @@ _KINDS = {
 
 def _kinds(xp: Namespace) -> dict[Any, str]:
     """The kinds of the namespace's dtypes, keyed as `array.dtype` gives them."""
-    numpy_like = getattr(xp, "dtype", None)
     table: dict[Any, str] = {}
     for kind, names in _KINDS.items():
         for name in names:
             dtype = getattr(xp, name, None)
             if dtype is not None:
-                table[numpy_like(dtype) if isinstance(dtype, type) and numpy_like is not None else dtype] = kind
+                table[_as_arrays_give_it(dtype)] = kind
     return table
+
+
+def _as_arrays_give_it(dtype: Any) -> Any:
+    """NumPy's and JAX's namespaces name the types of scalars."""
+    with suppress(TypeError):
+        return np.dtype(dtype) if isinstance(dtype, type) else dtype
+    return dtype
 
 
 def kind_of(array: Array) -> str:
@@ -227,17 +233,27 @@ def kind_of(array: Array) -> str:
 
 
 def _other_kind(xp: Namespace, dtype: Any) -> str:
-    """The kind of a dtype that has no name in the standard: another byte order, longdouble, float8."""
+    """The kind of a dtype that has no name in the standard: another byte order, longdouble.
+
+    Floats of 8 bits and integers of fewer are "other": to compute in them loses everything, and libraries do not convert them.
+    """
     try:
         if xp.isdtype(dtype, "bool"):
             return "bool"
         if xp.isdtype(dtype, "integral"):
-            return "integer"
+            return "integer" if xp.iinfo(dtype).bits >= 8 else "other"
         if xp.isdtype(dtype, "real floating"):
-            return "half" if xp.finfo(dtype).bits < 32 else "float"
+            bits = xp.finfo(dtype).bits
+            return "other" if bits < 16 else "half" if bits < 32 else "float"
         return "complex" if xp.isdtype(dtype, "complex floating") else "other"
     except (TypeError, ValueError):
         return "other"
+
+
+def known_dtypes(array: Array, kinds: Collection[str]) -> str:
+    """The names of the dtypes of these kinds that arrays of this library may have."""
+    route = ROUTES.get(type(array)) or _require_route(array)
+    return ", ".join(dict.fromkeys(dtype_name(dtype) for dtype, kind in route.kinds.items() if kind in kinds))
 
 
 def _require_route(array: Array) -> Route:

@@ -38,7 +38,7 @@ def class_axes_of(class_axis: int | tuple[int, ...] | None, logits: Array, name:
 def flattened_classes(xp: Namespace, logits: Array, target: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
     """Logits, and a target of their shape, with the axes of the classes made one, the last."""
     kept = [axis for axis in range(logits.ndim) if axis not in axes]
-    shape = (*(logits.shape[axis] for axis in kept), math.prod(logits.shape[axis] for axis in axes))
+    shape = (*(logits.shape[axis] for axis in kept), math.prod([logits.shape[axis] for axis in axes]))
 
     def flattened(array: Array) -> Array:
         return xp.reshape(xp.permute_dims(array, (*kept, *axes)), shape)

@@ -289,21 +289,6 @@ def test_private_folder_is_private(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert compiling.private_folder() is None
 
 
-def test_the_setting_of_numba_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    import numba
-
-    before = numba.config.CACHE_DIR
-
-    def refuses(*args: Any, cache: bool = False, **kwargs: Any) -> Any:
-        if cache:
-            raise RuntimeError("no locator available")
-        return args[0]
-
-    monkeypatch.setattr(numba, "njit", refuses)
-    assert compiling.compiled(max) is max
-    assert before == numba.config.CACHE_DIR
-
-
 def test_asking_whether_to_count_does_not_load_numba() -> None:
     code = """
 import sys

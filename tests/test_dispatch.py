@@ -39,7 +39,7 @@ def test_lists_join_the_array_beside_them(target: Target) -> None:
         po.cross_entropy(x, [0, 2]),
         po.cross_entropy(x, [0, 2], weight=[1.0, 2.0, 3.0]),
         po.cross_entropy(x, X.tolist()),
-        po.binary_cross_entropy(X.tolist(), x),
+        po.binary_cross_entropy(X.tolist(), target.array(abs(X))),
     ):
         assert routes.dtype_name(loss.dtype) == target.dtype
         if target.name != "numpy":
@@ -52,8 +52,8 @@ def test_the_first_array_sets_the_float_dtype(target: Target) -> None:
     if target.dtype != "float32" or not target.supports("float64") or target.device_name.startswith("no_"):
         pytest.skip("needs float32 beside float64")
     single, double = target.array(X), target.array(X, "float64")
-    assert routes.dtype_name(po.dice_coefficient(single, double).dtype) == "float32"
-    assert routes.dtype_name(po.dice_coefficient(double, single).dtype) == "float64"
+    assert routes.dtype_name(po.dice_coefficient(single, double, validate=False).dtype) == "float32"
+    assert routes.dtype_name(po.dice_coefficient(double, single, validate=False).dtype) == "float64"
     q = target.array(X[None], "float64")
     assert routes.dtype_name(po.scaled_dot_product_attention(single[None, ...], q, q).dtype) == "float32"
 
@@ -75,7 +75,11 @@ def test_torch_subclasses() -> None:
     x = torch.tensor(X)
     for other in (torch.nn.Parameter(x), x.as_subclass(Named)):
         assert po.explain(po.softmax, other).chosen == "torch"
-        torch.testing.assert_close(po.dice_coefficient(x, other), po.dice_coefficient(x, x), check_dtype=True)
+        torch.testing.assert_close(
+            po.dice_coefficient(x / 2, other / 2, validate=False),
+            po.dice_coefficient(x / 2, x / 2, validate=False),
+            check_dtype=True,
+        )
 
 
 def test_dtypes_without_a_name_in_the_standard() -> None:
@@ -108,7 +112,7 @@ def test_explain_tells_what_runs(case: Case, target: Target) -> None:
                 assert (ran or ["definition"])[0] == told.chosen
         if case.function is None:
             declined = [name for name, _ in told.declined]
-            kernels = target.backend.kernels.get(operation, ())
+            kernels = [kernel for kernel in target.backend.kernels.get(operation, ()) if not kernel.adapts]
             assert declined == [kernel.name for kernel in kernels[: len(declined)]]
             assert all(reason for _, reason in told.declined)
             assert str(told).startswith(f"{operation} on {target.name}: {told.chosen}")
@@ -192,7 +196,7 @@ def test_a_conforming_array_without_a_backend_is_served_by_the_definitions() -> 
     assert (told.chosen, told.backend) == ("definition", quaint.__name__)
     labels = quaint.asarray(np.asarray([0, 1, 1]))
     assert float(po.mean_iou(labels, labels, 3)) == 1
-    assert float(po.dice_coefficient(x, X.tolist())) == pytest.approx(float(po.dice_coefficient(X, X)))
+    assert float(po.dice_coefficient(x > 0, (X > 0).tolist())) == 1
     with pytest.raises(TypeError, match="has no portable_ops backend"):
         routes.backend_of(x).to_numpy(x)
 

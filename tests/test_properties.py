@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from matrix import Target, assert_close, epsilon, require_counts
@@ -54,6 +54,7 @@ def test_sigmoid_is_symmetric(target: Target, x: np.ndarray) -> None:
 @given(x=logits, seed=seeds)
 def test_cross_entropy_from_logits_and_from_probabilities_agree(target: Target, x: np.ndarray, seed: int) -> None:
     x = np.clip(np.atleast_2d(x), -3, 3)
+    assume(x.shape[1] != 1)
     labels = np.random.default_rng(seed).integers(0, x.shape[1], (x.shape[0], *x.shape[2:]))
     from_logits = po.cross_entropy(target.array(x), target.array(labels))
     p = po.softmax(target.array(x), axis=1)

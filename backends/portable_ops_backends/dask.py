@@ -56,6 +56,14 @@ def deferred(function: Callable[..., Any], arrays: Sequence[Any], shape: tuple[i
     return load("portable_ops_backends.chunked.blocks:deferred")(function, arrays, shape, dtype)
 
 
+def why_unusable(array: Any) -> str | None:
+    """Blocks that are masked or sparse: what a mask hides would count, or each block would raise when it is computed."""
+    block = type(getattr(array, "_meta", None))
+    if (block.__module__.partition(".")[0], block.__name__) in (("numpy", "ndarray"), ("cupy", "ndarray")):
+        return None
+    return f"a Dask array of {block.__module__}.{block.__qualname__} blocks; expected blocks that are plain arrays"
+
+
 def _blocks(name: str, module: str) -> tuple[Kernel, ...]:
     return (Kernel(name="blocks", function=f"portable_ops_backends.chunked.{module}:{name}", why_not=always),)
 
@@ -90,6 +98,7 @@ backend = Backend(
     install="dask[array]",
     device_of=lambda array: None,
     is_concrete=lambda array: False,
+    why_unusable=why_unusable,
     synchronize=synchronize,
     rng=rng,
     uniform=uniform,

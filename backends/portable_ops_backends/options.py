@@ -43,7 +43,8 @@ def with_options(kernels: Mapping[str, tuple[Kernel, ...]]) -> dict[str, tuple[K
     """The kernels, those that name no options of their own with those of the table."""
     return {
         operation: tuple(
-            kernel if kernel.options is not None else replace(kernel, options=HONOURED[operation]) for kernel in each
+            kernel if kernel.options is not None or kernel.adapts else replace(kernel, options=HONOURED[operation])
+            for kernel in each
         )
         for operation, each in kernels.items()
     }

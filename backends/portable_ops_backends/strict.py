@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,14 +13,38 @@ import numpy as np
 from portable_ops.backend import Backend
 from portable_ops_backends import numpy as host
 
+NEEDED = "2024.12"
+"""The version of the standard that the definitions are written to."""
+
 
 def _strict() -> Any:
     return importlib.import_module("array_api_strict")
 
 
+def _flags() -> dict[str, Any]:
+    # Each thread has its own flags, and says so when it asks for them first.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return dict(_strict().get_array_api_strict_flags())
+
+
+def why_unusable(array: Any) -> str | None:
+    """Definitions ask the namespace for devices and dtypes, and for functions that are younger than the first versions."""
+    version = _flags()["api_version"]
+    if version >= NEEDED:
+        return None
+    return (
+        f"an array of array-api-strict set to version {version} of the standard; expected {NEEDED} or later: "
+        f"array_api_strict.set_array_api_strict_flags(api_version={NEEDED!r})"
+    )
+
+
 def devices() -> Sequence[str]:
     """The CPU, and devices that exist only to be told apart from it."""
-    return tuple(str(device).split("'")[1] for device in _strict().__array_namespace_info__().devices())
+    xp = _strict()
+    old = _flags()["api_version"] < NEEDED  # the first versions tell no devices
+    with xp.ArrayAPIStrictFlags(api_version=NEEDED) if old else nullcontext():
+        return tuple(str(device).split("'")[1] for device in xp.__array_namespace_info__().devices())
 
 
 def to_device(name: str) -> Any:
@@ -60,6 +86,7 @@ backend = Backend(
     is_reference=True,
     devices=devices,
     to_device=to_device,
+    why_unusable=why_unusable,
     on_host=on_host,
     rng=host.rng,
     uniform=uniform,

@@ -11,7 +11,7 @@ import numpy as np
 from portable_ops.backend import Backend
 from portable_ops_backends.options import with_options
 from portable_ops_backends.torch_kernels import kernels
-from portable_ops_backends.torch_tensors import LONGEST_SUM, is_concrete, on_host, size_of
+from portable_ops_backends.torch_tensors import LONGEST_SUM, is_concrete, on_host, size_of, why_unusable
 
 
 def _torch() -> Any:
@@ -121,6 +121,7 @@ backend = Backend(
     is_concrete=is_concrete,
     on_host=on_host,
     is_contiguous=is_contiguous,
+    why_unusable=why_unusable,
     size_of=size_of,
     remembered=True,
     is_traced="torch.compiler:is_dynamo_compiling",

@@ -28,6 +28,23 @@ def is_concrete(*arrays: Any) -> bool:
     return True
 
 
+def is_plain(x: Any) -> bool:
+    """Whether a tensor has values on the host and no derivatives but those of `backward`: for its sake they may be looked at.
+
+    Asked where nothing is compiled, and in less time than `is_concrete`.
+    """
+    torch = sys.modules["torch"]
+    core = torch._C
+    return bool(
+        x.is_cpu
+        and (type(x) is torch.Tensor or type(x) is torch.nn.Parameter)
+        and core._functorch.peek_interpreter_stack() is None
+        and torch.autograd.forward_ad._current_level < 0
+        and not core._len_torch_dispatch_stack()
+        and not core._is_tracing()
+    )
+
+
 def _is_wrapped(array: Any) -> bool:
     torch = sys.modules["torch"]
     return bool(torch._C._functorch.is_functorch_wrapped_tensor(array) or torch._is_functional_tensor(array))
@@ -36,6 +53,18 @@ def _is_wrapped(array: Any) -> bool:
 def _is_fake(array: Any) -> bool:
     fake = sys.modules.get("torch._subclasses.fake_tensor")
     return fake is not None and isinstance(array, fake.FakeTensor)
+
+
+def why_unusable(array: Any) -> str | None:
+    """Tensors without plain memory: no operation's numerics are known for them, and most of torch's functions raise."""
+    if array.is_nested:
+        return (
+            "a nested tensor; expected a tensor of one shape: torch.nested.to_padded_tensor makes one, "
+            "of which where=, mask=, weight= or ignore_index= leaves the padding out"
+        )
+    if array.layout is not sys.modules["torch"].strided:
+        return f"a tensor of layout {array.layout}; expected a dense one, such as x.to_dense()"
+    return None
 
 
 def on_host(array: Any) -> bool:

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 import numpy as np
 import psutil
-from portable_ops_backends.cpu.availability import is_numba_installed
+from portable_ops_backends.cpu.availability import why_no_numba
 from portable_ops_backends.cpu.threads import allowed_threads
 from rich.console import Console
 from rich.table import Table
@@ -20,7 +20,7 @@ from portable_ops.capabilities import capabilities
 from portable_ops.dispatch import OPERATIONS
 from portable_ops_bench import environment
 from portable_ops_bench.cases import primary_case
-from portable_ops_bench.kernels import kernels
+from portable_ops_bench.kernels import damaged, kernels
 from portable_ops_bench.measuring.libraries import reduced
 from portable_ops_bench.measuring.watch import Reading, instruments
 from portable_ops_bench.model import Environment
@@ -38,13 +38,13 @@ def examine(console: Console) -> None:
     for name in po.list_backends():
         console.print(_kernels(po.get_backend(name)))
     console.print(_threads())
-    if is_numba_installed():
+    if why_no_numba() is None:
         console.print(_compiled())
         console.print("portable-ops warmup compiles them for the usual dtypes; NUMBA_CACHE_DIR names another folder.")
     here = environment.describe()  # now that the libraries are loaded
     readings = {device: one.read() for device, one in instruments(_device_names()).items()}
     console.print(_pace(here, readings))
-    for line in _missing() + spoilers(here, readings):
+    for line in _troubles() + _missing() + spoilers(here, readings):
         console.print(line, style="yellow", markup=False)
 
 
@@ -124,6 +124,13 @@ def _compiled() -> Table:
         kept = sum(kernel.kept for kernel in found if kernel.module == module)
         table.add_row(module, ", ".join(names), f"{kept} variants" if kept else "none yet")
     return table
+
+
+def _troubles() -> list[str]:
+    """What is there and does not work."""
+    reason = why_no_numba()
+    lines = [] if reason is None or find_spec("numba") is None else [f"{reason}: no Numba kernel serves any call"]
+    return lines + [f"{path} is damaged: the kernel is compiled anew when it is called" for path in damaged()]
 
 
 def _missing() -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from portable_ops_backends import cpu
+from portable_ops_backends.cpu.availability import why_no_numba
 
 import portable_ops as po
 from portable_ops.backend import Backend
@@ -76,6 +77,15 @@ def kernels() -> list[Kernel]:
         loaded, compiled = sum(stats.cache_hits.values()), sum(stats.cache_misses.values())
         rows.append(Kernel(module, function.__name__, folder, kept, loaded, compiled))
     return rows
+
+
+def damaged() -> list[Path]:
+    """The files of machine code, and the indices of them, that a call would find damaged."""
+    if why_no_numba() is not None:
+        return []
+    from portable_ops_backends.cpu.compiling import damaged_files  # which imports Numba
+
+    return [path for module, thing in dispatchers() for path in damaged_files(thing)]
 
 
 def compiled_here() -> int:

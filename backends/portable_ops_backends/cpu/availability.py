@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import sys
 from functools import cache, lru_cache
 from importlib.util import find_spec
 from typing import Any
@@ -44,24 +46,37 @@ _SMALLEST_BESIDE_TORCH = {
 
 
 @cache
-def is_numba_installed() -> bool:
-    """Found without importing it."""
-    return find_spec("numba") is not None
+def why_no_numba() -> str | None:
+    """Reason why there are no kernels at all, found without importing Numba."""
+    if find_spec("numba") is None:
+        return "numba is not installed"
+    loaded = sys.modules.get("numba.core.config")
+    # What Numba then leaves are Python functions that ask for instructions of LLVM's.
+    off = _is_on(os.environ.get("NUMBA_DISABLE_JIT", "")) if loaded is None else loaded.DISABLE_JIT
+    return "NUMBA_DISABLE_JIT is set" if off else None
+
+
+def _is_on(value: str) -> bool:
+    """What Numba reads in a variable, which takes what is no number for 0."""
+    try:
+        return int(value) != 0
+    except ValueError:
+        return False
 
 
 def why_not_counting(
     pred: Any, target: Any, /, num_classes: int, *, ignore_index: int | None = None, validate: bool | None = None
 ) -> str | None:
     """Reason not to count with Numba."""
-    if not is_numba_installed():
-        return "numba is not installed"
+    if (reason := why_no_numba()) is not None:
+        return reason
     return None if num_classes <= MOST_CLASSES else f"more than {MOST_CLASSES} classes"
 
 
 def _why_not_floating(x: Any) -> str | None:
     """Reason not to compute with Numba with the floats of an array."""
-    if not is_numba_installed():
-        return "numba is not installed"
+    if (reason := why_no_numba()) is not None:
+        return reason
     name = dtype_name(x.dtype)
     return None if name in FLOATS else f"{name} has no kernel"
 
@@ -71,6 +86,8 @@ def why_not_softmax(x: Any, /, *, axis: Any = -1, where: Any = None) -> str | No
     reason = _why_not_floating(x)
     if reason is None and where is not None:
         return "the kernel has no where="
+    if not x.ndim:
+        return "one number"
     return reason if reason is not None or type(axis) is int else "the kernel takes one axis"
 
 
@@ -89,7 +106,7 @@ def why_not_cross_entropy(
     target: Any,
     /,
     *,
-    class_axis: int | None = None,
+    class_axis: int | tuple[int, ...] | None = None,
     weight: Any = None,
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
@@ -101,6 +118,8 @@ def why_not_cross_entropy(
     reason = _why_not_floating(logits)
     if reason is None and not from_logits:
         return "the kernel takes logits"
+    if type(class_axis) is tuple:
+        return "the kernel takes one class axis"
     return "the kernel takes class indices" if reason is None and target.ndim == logits.ndim else reason
 
 
@@ -137,8 +156,8 @@ def why_not_dice(
     validate: bool | None = None,
 ) -> str | None:
     """Reason not to sum masks with Numba."""
-    if not is_numba_installed():
-        return "numba is not installed"
+    if (reason := why_no_numba()) is not None:
+        return reason
     names = dtype_name(pred.dtype), dtype_name(target.dtype)
     if not all(name in FLOATS or name in LABELS for name in names):
         return f"{' and '.join(names)} have no kernel"
@@ -167,8 +186,8 @@ def why_not_attention(
     """Reason not to attend with Numba."""
     if math.prod(query.shape[:-1]) * key.shape[-2] < SMALLEST_ATTENTION:
         return f"fewer than {SMALLEST_ATTENTION} weights"
-    if not is_numba_installed():
-        return "numba is not installed"
+    if (reason := why_no_numba()) is not None:
+        return reason
     if dropout_p:
         return "the kernel has no dropout"
     if 0 in query.shape or 0 in key.shape or 0 in value.shape:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import array_api_compat.numpy as xp
 import numpy as np
 
+import portable_ops as po
+from portable_ops.dispatch import standard_only
 from portable_ops.labels import ignored_labels
 from portable_ops.ranges import HIGHEST, LOWEST, require_unit_range
 from portable_ops_backends.cpu.arithmetic import FUSED, LONGEST_SUM, logarithm_of_one_and, sum_of
@@ -231,4 +234,21 @@ def binary_cross_entropy(
         require_unit_range(xp, "target", target, None if ignored is None else ~ignored)
     if reduction == "none":
         return reordered(losses, order)
-    return np.asarray(reduced(sums, reduction), dtype=logits.dtype)
+    loss = np.asarray(reduced(sums, reduction), dtype=logits.dtype)
+    if may_be_finite(loss, weight, pos_weight, reduction):
+        with standard_only():
+            return po.binary_cross_entropy(
+                logits,
+                target,
+                weight=weight,
+                pos_weight=pos_weight,
+                ignore_index=ignore_index,
+                reduction=reduction,
+            )
+    return loss
+
+
+def may_be_finite(loss: Any, weight: Any, pos_weight: Any, reduction: str) -> bool:
+    """Whether a mean that is not finite may be one: with huge weights, of which the definition takes care."""
+    is_weighted = weight is not None or pos_weight is not None
+    return is_weighted and reduction == "mean" and not math.isfinite(loss.item())

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
-import uuid
 from collections.abc import Callable, Collection
-from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
 import numba
+
+from portable_ops_backends.cpu.kept_code import KeptCode, warn_of_keeping_nothing
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -38,56 +37,39 @@ def compiled(function: Callable[..., Any] | None = None, /, *, fastmath: Collect
 
 def _compiled(function: Callable[..., Any], fastmath: Collection[str]) -> Any:
     # As in NumPy, x / 0 is inf: a check for it would keep loops from being vectorised.
-    options: dict[str, Any] = {"nogil": True, "fastmath": set(fastmath), "error_model": "numpy"}
+    kernel: Any = numba.njit(function, nogil=True, fastmath=set(fastmath), error_model="numpy")
+    kept = kept_code_of(function)
+    if kept is not None:
+        kernel._cache = kept  # what `cache=True` does, with Numba's own
+    return kernel
+
+
+def kept_code_of(function: Callable[..., Any]) -> KeptCode | None:
+    """Where a function's machine code is kept; None, with a warning, where there is no place for it."""
     try:
-        kernel = numba.njit(function, cache=True, **options)
-    except RuntimeError:
-        folder = private_folder()
-        if folder is None:
-            return numba.njit(function, **options)
+        return KeptCode(function)
+    except RuntimeError as error:
+        reason: object = error
+    folder = private_folder()
+    if folder is not None:
         settings: Any = numba.config
         before = settings.CACHE_DIR
         try:
-            # Numba looks at this when it decorates; the setting is everybody's, so it is put back.
+            # Numba looks at this when it is asked for a folder; the setting is everybody's, so it is put back.
             settings.CACHE_DIR = str(folder)
-            kernel = numba.njit(function, cache=True, **options)
-        except RuntimeError:
-            return numba.njit(function, **options)
+            return KeptCode(function)
+        except RuntimeError as error:
+            reason = error
         finally:
             settings.CACHE_DIR = before
-    _forget_stale_code(kernel)
-    return kernel if _keeps_processes_apart(kernel) else numba.njit(function, **options)
+    warn_of_keeping_nothing(reason)
+    return None
 
 
-def _keeps_processes_apart(kernel: Any) -> bool:
-    """Let each process name its files of machine code apart from those of others; whether that could be done.
-
-    Numba numbers them. Two processes that compile a kernel for different dtypes at once take the same number, and then one's
-    code is loaded for the other's dtype, with wrong results (https://github.com/numba/numba/issues/10128 is of this kind).
-    """
-    file: Any = getattr(getattr(kernel, "_cache", None), "_cache_file", None)
-    pattern = getattr(file, "_data_name_pattern", "")
-    if ".{number:d}." not in pattern:
-        return False
-    file._data_name_pattern = pattern.replace(".{number:d}.", f".{uuid.uuid4().hex[:16]}-{{number:d}}.")
-    return True
-
-
-def _forget_stale_code(kernel: Any) -> None:
-    """Drop what was compiled before any of this folder's modules changed: Numba looks at the kernel's own module alone."""
-    folder = kernel.stats.cache_path
-    function = kernel.py_func
-    index = f"{Path(function.__code__.co_filename).stem}.{function.__qualname__}-{function.__code__.co_firstlineno}."
-    with suppress(OSError):
-        for kept in Path(folder).glob(f"{index}*.nbi"):
-            if kept.stat().st_mtime < newest_source():
-                kept.unlink()
-
-
-@cache
-def newest_source() -> float:
-    """When the youngest module of this folder was written, in seconds."""
-    return max(source.stat().st_mtime for source in Path(__file__).parent.glob("*.py"))
+def damaged_files(kernel: Any) -> list[Path]:
+    """The files of a compiled function that a call would find damaged."""
+    kept = getattr(kernel, "_cache", None)
+    return kept.damaged() if isinstance(kept, KeptCode) else []
 
 
 def private_folder() -> Path | None:

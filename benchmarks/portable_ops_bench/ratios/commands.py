@@ -8,7 +8,7 @@ from typing import Annotated
 
 import msgspec
 import typer
-from portable_ops_backends.cpu.availability import is_numba_installed
+from portable_ops_backends.cpu.availability import why_no_numba
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -97,8 +97,9 @@ def warmup(
     dtypes: Annotated[str, typer.Option(help="Floating dtypes, with commas between.")] = ",".join(USUAL_DTYPES),
 ) -> None:
     """Compile every Numba kernel for the usual dtypes and keep it on disk, so that no later call waits for that."""
-    if not is_numba_installed():
-        raise typer.BadParameter('numba is not installed: python -m pip install "portable-ops[numba]"')
+    if (reason := why_no_numba()) is not None:
+        remedy = ': python -m pip install "portable-ops[numba]"' if "installed" in reason else ""
+        raise typer.BadParameter(reason + remedy)
     able = tuple(name for name in po.list_backends() if served(po.get_backend(name)))
     asked = listed(backends, able, "--backends") or able
     operations = tuple(sorted(set().union(*(served(po.get_backend(name)) for name in asked))))
