@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from . import values
 from .drawing import Argument, Draw
+from .labels import one_hot
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -61,9 +61,8 @@ def _indices(draw: Draw, shape: tuple[int, ...], num_classes: int) -> Argument:
 
 def _soft_or_hot(draw: Draw, shape: tuple[int, ...], axis: int) -> Argument:
     if draw.chance(0.3) and not draw.compiles:
-        hot = np.moveaxis(
-            np.eye(shape[axis])[draw.rng.integers(0, shape[axis], shape[:axis] + shape[axis + 1 :])], -1, axis
-        )
+        labels = draw.rng.integers(0, shape[axis], shape[:axis] + shape[axis + 1 :])
+        hot = np.moveaxis(one_hot(labels, shape[axis]), -1, axis)
         return draw.bools(hot) if draw.chance(0.4) else draw.integers(hot)
     return draw.floats(values.shares(draw.rng, shape, axis, draw.case.dtype))
 
@@ -81,7 +80,6 @@ def _cross_entropy(draw: Draw) -> None:
         options["class_axis"] = axes if several else axis - (len(shape) if draw.chance(0.5) else 0)
     num_classes = math.prod(shape[one] for one in axes)
     if several and num_classes < 2:
-        options["from_logits"] = options["from_logits"] if "from_logits" in options else True
         shape = (2, *shape[1:])
         case.arrays["logits"] = draw.logits(shape)
         options.pop("eps", None)
@@ -133,7 +131,7 @@ def _focal_loss(draw: Draw) -> None:
     of_softmax = draw.chance(0.5)
     shape, axis = _classes(draw)
     if not of_softmax and draw.chance(0.3):  # one class alone is allowed there
-        shape = shape[:axis] + (1,) + shape[axis + 1 :]
+        shape = (*shape[:axis], 1, *shape[axis + 1 :])
     options["activation"] = "softmax" if of_softmax else "sigmoid"
     if draw.chance(0.2) and "from_logits" in _known(draw):
         _probabilities(draw, shape, (axis,) if of_softmax else None)

@@ -9,8 +9,8 @@ import numpy as np
 from .tape import REAL
 from .values import limits
 
-# Of the error that the steps of the formula have in the dtype in which the call computes. Libraries' exponentials and logarithms
-# are up to four units off (XLA's in vectors), and a definition takes a few steps more than a formula that knows its derivative.
+# Of the error that the steps of the formula have in the dtype in which the call computes. Libraries' exponentials and
+# logarithms are up to four units off (XLA's in vectors), and a definition takes some more steps than a formula does.
 VALUES, GRADIENTS = 4.0, 8.0
 
 

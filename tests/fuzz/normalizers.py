@@ -1,4 +1,4 @@
-"""Softmax and its logarithms as steps, along the last axis: sums leave the largest term out, beside which digits would be lost."""
+"""Softmax and its logarithms as steps, along the last axis: sums leave out the largest, beside which digits are lost."""
 
 from __future__ import annotations
 

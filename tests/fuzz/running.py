@@ -111,7 +111,7 @@ def failure_of(case: Case, backend: po.Backend) -> str:
             parts = got if isinstance(got, tuple) else (got,)
             results = [np.asarray(backend.to_numpy(part)) for part in parts]
         except Exception as error:
-            return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            return told(error)
         for name, array in made.arrays.items():
             if not np.array_equal(backend.to_numpy(array), before[name], equal_nan=array_has_nan(before[name])):
                 return f"{name} was written to"
@@ -165,18 +165,12 @@ def _wrong_gradients(made: Made, expected: Var, leaves: dict[str, Var]) -> str:
     fixed = laid_out(backend, mix, case.dtype, None, "plain")
     with np.errstate(all="ignore"):
         wanted = gradients(expected, mix, [leaves[name] for name in made.trained])
+    found = _gradients(made, fixed)
     for name, (value, error) in zip(made.trained, wanted, strict=True):
-        assert backend.grad is not None
-
-        def loss(array: Any, name: str = name) -> Any:
-            return (made.call(**{name: array}) * fixed).sum()
-
         try:
-            got = np.asarray(backend.to_numpy(backend.grad(loss)(made.arrays[name])))
+            got = np.asarray(backend.to_numpy(next(found)))
         except Exception as problem:
-            return (
-                f"gradient by {name}: {type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else ''}"
-            )
+            return f"gradient by {name}: {told(problem)}"
         # Of what is nan or infinite itself there is no slope, unless it does not count.
         known = np.isfinite(value) & (np.isfinite(leaves[name].value) | (value == 0) | (leaves[name].value == -np.inf))
         got = np.where(known, got, 0.0) if got.shape == value.shape else got
@@ -185,6 +179,28 @@ def _wrong_gradients(made: Made, expected: Var, leaves: dict[str, Var]) -> str:
         if wrong:
             return f"gradient by {name} {wrong}"
     return ""
+
+
+def told(error: Exception) -> str:
+    """An error in a line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _gradients(made: Made, fixed: Any) -> Iterator[Any]:
+    """The gradient by each array; where calls are compiled, by all of them in one."""
+    grad, jit = made.backend.grad, made.backend.jit
+    assert grad is not None
+
+    def loss(arrays: dict[str, Any]) -> Any:
+        return (made.call(**arrays) * fixed).sum()
+
+    if made.backend.compiles:
+        assert jit is not None
+        every = jit(grad(loss))({name: made.arrays[name] for name in made.trained})
+        yield from (every[name] for name in made.trained)
+    else:
+        for name in made.trained:
+            yield grad(lambda array, name=name: loss({name: array}))(made.arrays[name])
 
 
 @dataclass

@@ -1,10 +1,10 @@
 """Numbers that know how far rounding may move them, and their gradients: in long double, by what each step does.
 
 Each step adds to its error what the arithmetic of the same step in another precision would lose, in units of that precision's
-machine epsilon: the error of its arguments times the derivative, and its own rounding. Backwards, three things are passed on: the
-gradient, the sum of the magnitudes of what it was added up from, and the error. So a tolerance is what the arithmetic can do at
-this place, and not one number for all; and a small result beside large ones must be right in its own digits where no step
-cancels.
+machine epsilon: the error of its arguments times the derivative, and its own rounding. Backwards, three things are passed on:
+the gradient, the sum of the magnitudes of what it was added up from, and the error. So a tolerance is what the arithmetic can
+do at this place, and not one number for all; and a small result beside large ones must be right in its own digits where no
+step cancels.
 """
 
 from __future__ import annotations

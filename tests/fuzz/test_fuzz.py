@@ -1,4 +1,4 @@
-"""The fuzzer itself: a minute with a fresh seed, few cases of a fixed one, and that it draws every option and finds what is wrong.
+"""The fuzzer: a minute with a fresh seed, some cases of a fixed one, and that it draws every option and finds what is wrong.
 
 ``PORTABLE_OPS_FUZZ_SEED`` chooses the seed, ``PORTABLE_OPS_FUZZ_SECONDS`` the time.
 """
@@ -10,11 +10,11 @@ import secrets
 from typing import Any
 
 import pytest
+
+import portable_ops as po
 from fuzz import calls, drawing, formulas, running
 from fuzz.drawing import OPERATIONS, Draw, drawn, parameters
 from fuzz.running import backends, failure_of, fuzz
-
-import portable_ops as po
 
 # Numbers of the fixed seed: about a third of them are of NumPy, few of JAX.
 SMOKE = 100

@@ -29,8 +29,8 @@ def rounded(values: Any, dtype: str) -> Any:
         return values.astype(dtype).astype(np.float64)
 
 
-def logits(rng: Rng, shape: tuple[int, ...], dtype: str, kind: str) -> Any:
-    """Scores of any size."""
+def logits(rng: Rng, shape: tuple[int, ...], dtype: str, kind: str, share: float = 1.0) -> Any:
+    """Scores of any size, up to this share of the largest number."""
     z = rng.normal(size=shape)
     if kind == "wide":
         z = z * 10
@@ -41,7 +41,7 @@ def logits(rng: Rng, shape: tuple[int, ...], dtype: str, kind: str) -> Any:
     elif kind == "small":
         z = np.where(rng.random(shape) < 0.5, 0.0, z) * rng.choice([1e-3, 1e-6])
     elif kind in ("infinite", "nan", "ends"):
-        largest = limits(dtype)[2]
+        largest = limits(dtype)[2] * share
         special = {"infinite": [-np.inf], "nan": [np.nan, np.inf, -np.inf], "ends": [largest, -largest, -0.0, 1e-45]}
         z = np.where(rng.random(shape) < 0.2, rng.choice(special[kind], size=shape), z)
     return rounded(z, dtype)
