@@ -14,8 +14,13 @@ from .values import limits
 VALUES, GRADIENTS = 4.0, 8.0
 
 
-def difference(got: Any, expected: Any, error: Any, dtype: str, factor: float) -> str:
-    """The worst element and what it should be, in a few words; empty where all are near enough."""
+def difference(
+    got: Any, expected: Any, error: Any, dtype: str, factor: float, *, in_halves: bool = False, least: float = 0.0
+) -> str:
+    """The worst element and what it should be, in a few words; empty where all are near enough.
+
+    Halves are computed in float32 and rounded once, unless it is said that steps are rounded to halves, too.
+    """
     got, expected = np.asarray(got), np.asarray(expected, REAL)
     if got.shape != expected.shape:
         return f"shape {got.shape}, expected {expected.shape}"
@@ -23,12 +28,12 @@ def difference(got: Any, expected: Any, error: Any, dtype: str, factor: float) -
         return ""
     eps, tiny, largest = limits(dtype)
     half = dtype in ("float16", "bfloat16")
-    computed = limits("float32")[0] if half else eps
+    computed = limits("float32")[0] if half and not in_halves else eps
     values = got.astype(REAL)
     size = np.where(np.isfinite(expected), np.abs(expected), 0)
     bound = factor * computed * np.where(np.isfinite(error), error, size) + (0.51 * eps * size if half else 0)
-    bound = bound + (
-        tiny / 256 if dtype == "float16" else 2 * tiny
+    bound = (
+        bound + least + (tiny / 256 if dtype == "float16" else 2 * tiny)
     )  # XLA makes 0 of what is below the smallest normal number
     beyond = np.abs(expected) + bound >= largest  # what the dtype may hold as infinity
     with np.errstate(invalid="ignore", over="ignore"):
