@@ -12,6 +12,9 @@ from matrix import Target, epsilon
 
 import portable_ops as po
 
+# What torch itself uses to compile and to transform.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+
 DTYPES = ("float32", "float64")
 ROWS = (
     [20.0, 0.0],
