@@ -58,9 +58,7 @@ def test_weights_of_elements(target: Target, samples: np.ndarray, reduction: str
         assert_close(found, expected, LOSS, target)
         of_class = 1 if w is None else WEIGHT[:, None]
         expected = reduced((losses(LOGITS) * SHARES * of_class).sum(1) * factor, factor, reduction)
-        found = po.cross_entropy(
-            logits, target.array(SHARES), weight=w, sample_weight=given, reduction=reduction
-        )
+        found = po.cross_entropy(logits, target.array(SHARES), weight=w, sample_weight=given, reduction=reduction)
         assert_close(found, expected, LOSS, target)
 
 
@@ -70,9 +68,7 @@ def test_several_labels_to_ignore(target: Target, reduction: str) -> None:
     labels[0, 0], labels[1, 1], labels[2] = 255, -1, 2
     kept = (labels >= 0) & (labels != 255) & (labels != 2)
     loss = np.where(kept, picked(losses(LOGITS), np.where(kept, labels, 0)), 0)
-    found = po.cross_entropy(
-        target.array(LOGITS), target.array(labels), ignore_index=(255, -1, 2), reduction=reduction
-    )
+    found = po.cross_entropy(target.array(LOGITS), target.array(labels), ignore_index=(255, -1, 2), reduction=reduction)
     assert_close(found, reduced(loss, kept, reduction), LOSS, target)
 
 
@@ -200,7 +196,7 @@ def test_gradients_of_index_targets(target: Target) -> None:
         by_logits, (np.exp(-losses(LOGITS)) - hot) * (each / each.sum())[:, None], rtol=1e-9, atol=1e-15
     )
     of_element = (loss - mean) / each.sum()
-    expected = [(of_element * SAMPLES * (LABELS == c)).sum() for c in range(5)]
+    expected = [(of_element * SAMPLES * (c == LABELS)).sum() for c in range(5)]
     np.testing.assert_allclose(by_weight, expected, rtol=1e-9, atol=1e-14)
     np.testing.assert_allclose(by_samples, of_element * WEIGHT[LABELS], rtol=1e-9, atol=1e-14)
 

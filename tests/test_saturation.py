@@ -92,10 +92,10 @@ def test_sigmoid(target: Target, dtype: str) -> None:
 def test_softmax_family(target: Target, dtype: str, row: list[float]) -> None:
     x = at(row, dtype, target)
     for which in (0, len(row) - 1):
-        found = gradient(target, lambda z: po.softmax(z)[0, which], x)
+        found = gradient(target, lambda z, which=which: po.softmax(z)[0, which], x)
         assert_gradient(target, found, jacobian_of_softmax(row, which), dtype)
         if row[which] != -math.inf:
-            found = gradient(target, lambda z: po.log_softmax(z)[0, which], x)
+            found = gradient(target, lambda z, which=which: po.log_softmax(z)[0, which], x)
             assert_gradient(target, found, jacobian_of_log_softmax(row, which), dtype)
     assert_gradient(target, gradient(target, lambda z: po.logsumexp(z)[0], x), shares(row)[0], dtype)
 

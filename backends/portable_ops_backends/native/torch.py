@@ -15,7 +15,6 @@ from portable_ops.dispatch import OPERATIONS
 from portable_ops.routes import values_are_at_hand
 from portable_ops_backends.torch_tensors import is_plain
 
-
 NEAR_ONE = 2.0**-6
 """A probability nearer to 1 is saturated: of its logarithm, and of what it is less than 1, torch keeps too few digits."""
 
@@ -97,7 +96,7 @@ def logsumexp_of_halves(x: Tensor, /, *, axis: Axis = -1, keepdims: bool = False
 def _keeps_digits(x: Tensor, differentiable: bool) -> bool:
     """Whether logarithms of sums are far from 0 and, as torch makes the gradient of them, not too far."""
     if x.numel() <= FEW:
-        return all(NEAR_ONE <= abs(value) and (not differentiable or abs(value) < FAR) for value in _listed(x))
+        return all(abs(value) >= NEAR_ONE and (not differentiable or abs(value) < FAR) for value in _listed(x))
     low, high = torch.aminmax(x.detach().abs())
     return low.item() >= NEAR_ONE and (not differentiable or high.item() < FAR)
 

@@ -144,7 +144,9 @@ def why_never_traced_cross_entropy(
 
 def why_not_plain(logits: Any, target: Any, /, **options: Any) -> str | None:
     """Whether values on the host may be looked at, and torch raises for a label out of range."""
-    return None if is_plain(logits) and is_plain(target) else "traced, transformed or on a device: values are not at hand"
+    return (
+        None if is_plain(logits) and is_plain(target) else "traced, transformed or on a device: values are not at hand"
+    )
 
 
 def why_never_binary_cross_entropy(
