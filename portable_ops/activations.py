@@ -13,10 +13,16 @@ from portable_ops.routes import Namespace
 
 def _check_normalizer(xp: Namespace, x: Array, /, *, axis: Axis = -1, where: Array | None = None) -> None:
     require_real("x", x)
-    normalized_axes(axis, x)
+    if not is_alone(x, axis):
+        normalized_axes(axis, x)
     if where is not None:
         require_bool("where", where)
         require_broadcastable("where", where, "x", x.shape)
+
+
+def is_alone(x: Array, axis: Axis) -> bool:
+    """Whether an array is one number, along what would be the one axis of a vector: it sums to one by itself."""
+    return x.ndim == 0 and type(axis) is int and axis in (0, -1)
 
 
 def _check_logsumexp(
@@ -46,10 +52,12 @@ def log_of_sum(xp: Namespace, shifted: Array, axis: Axis, *, keepdims: bool = Fa
     """Logarithm of the sum of the exponentials of what `shift_of` was taken off.
 
     The largest terms are 1, and are counted: of the others the last digits would be lost beside a 1 (4e-18 beside it, say).
+    The ones are taken off after the exponential, whose gradient they keep: so what a largest element's gradient is by
+    itself and by way of the sum cancels first, and what is left of it comes from the others, by way of the maximum.
     """
-    largest = shifted == 0
-    others = summed(xp, xp.exp(xp.where(largest, -math.inf, shifted)), axis, keepdims=keepdims)
-    count = summed(xp, xp.astype(largest, shifted.dtype), axis, keepdims=keepdims)
+    largest = xp.astype(shifted == 0, shifted.dtype)
+    others = summed(xp, xp.exp(shifted) - largest, axis, keepdims=keepdims)
+    count = summed(xp, largest, axis, keepdims=keepdims)
     return xp.log1p((count - 1) + others)
 
 
@@ -62,7 +70,7 @@ def softmax(xp: Namespace, x: Array, /, *, axis: Axis = -1, where: Array | None 
     x : array of any shape, real
         Float16 and bfloat16 are computed in float32; integers and bools become the default floating dtype.
     axis : int, tuple of int or None
-        The axes that sum to one; None is all of them.
+        The axes that sum to one; None is all of them. One number, which has none, may be named as a vector of it would be: 0 or -1.
     where : array of bool, optional
         Broadcast to the shape of `x`. True takes part; what does not, becomes 0, whatever it holds.
 
@@ -94,6 +102,8 @@ def softmax(xp: Namespace, x: Array, /, *, axis: Axis = -1, where: Array | None 
     array([[0.5, 0.5],
            [1. , 0. ]])
     """
+    if is_alone(x, axis):
+        axis = None
     z, dtype = working(xp, x)
     if 0 in x.shape:
         return returned(xp, z, dtype)
@@ -115,7 +125,7 @@ def log_softmax(xp: Namespace, x: Array, /, *, axis: Axis = -1, where: Array | N
     ----------
     x : array of any shape, real
     axis : int, tuple of int or None
-        The axes over which the exponentials sum to one; None is all of them.
+        The axes over which the exponentials sum to one, as in `softmax`.
     where : array of bool, optional
         Broadcast to the shape of `x`. True takes part; what does not, becomes -inf.
 
@@ -142,6 +152,8 @@ def log_softmax(xp: Namespace, x: Array, /, *, axis: Axis = -1, where: Array | N
     >>> po.log_softmax(np.asarray([0.0, -1000.0]))
     array([    0., -1000.])
     """
+    if is_alone(x, axis):
+        axis = None
     z, dtype = working(xp, x)
     if 0 in x.shape:
         return returned(xp, z, dtype)
@@ -165,7 +177,7 @@ def logsumexp(
     ----------
     x : array of any shape, real
     axis : int, tuple of int or None
-        The axes to sum over; None is all of them.
+        The axes to sum over; None is all of them, and one number has 0 or -1, as in `softmax`.
     keepdims : bool
         Whether the summed axes stay, with size one.
     where : array of bool, optional
@@ -195,7 +207,7 @@ def logsumexp(
     1000.6931
     """
     z, dtype = working(xp, x)
-    axes = normalized_axes(axis, x)
+    axes = normalized_axes(None if is_alone(x, axis) else axis, x)
     if any(z.shape[one] == 0 for one in axes):
         # The standard has no maximum of nothing; the sum of nothing is 0, and its logarithm -inf.
         return returned(xp, xp.sum(z, axis=axes, keepdims=keepdims) - math.inf, dtype)

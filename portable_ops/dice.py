@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 from portable_ops.backend import Array
 from portable_ops.checks import (
     Axis,
@@ -14,7 +16,7 @@ from portable_ops.checks import (
 )
 from portable_ops.dispatch import operation
 from portable_ops.precision import as_dtype, returned, summed, working
-from portable_ops.ranges import require_unit_range
+from portable_ops.ranges import require_masks
 from portable_ops.routes import Namespace
 from portable_ops.targets import require_sample_weight
 
@@ -64,8 +66,8 @@ def require_overlap_options(
 
 
 def require_number_or_nan(argument: str, value: object) -> None:
-    """Raise TypeError unless the value is a number; nan is one."""
-    if not (isinstance(value, float) and value != value):
+    """Raise TypeError unless the value is a number; nan is one, and so are NumPy's scalars."""
+    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, Real)):
         require_number(argument, value)
 
 
@@ -139,8 +141,7 @@ def dice_coefficient(
     array([0.667, 1.   ])
     """
     p, dtype = working(xp, pred)
-    for name, mask in (("pred", pred), ("target", target)):
-        require_unit_range(xp, name, mask, counting(xp, sample_weight, mask), validate=validate)
+    require_masks(xp, pred, target, counting(xp, sample_weight, pred), validate=validate)
     overlap, predicted, actual = overlap_sums(
         xp, p, as_dtype(xp, target, p), axis, squared=squared, soft_label=soft_label, sample_weight=sample_weight
     )

@@ -18,13 +18,13 @@ from portable_ops.checks import (
     require_ignore_index,
     require_real,
 )
-from portable_ops.dice import dice_coefficient, require_overlap_options
+from portable_ops.dice import counting, dice_coefficient, require_overlap_options
 from portable_ops.dispatch import operation
-from portable_ops.labels import ignored_labels, one_hot, require_in_range, widened
+from portable_ops.labels import ignored_labels, must_validate, one_hot, require_in_range, widened
 from portable_ops.precision import as_dtype, returned, working
-from portable_ops.ranges import require_unit_range
+from portable_ops.ranges import LOGITS, require_unit_range
 from portable_ops.reduction import product, reduced, scaled
-from portable_ops.routes import Namespace, values_are_at_hand
+from portable_ops.routes import Namespace, backend_of, kind_of, values_are_at_hand
 from portable_ops.targets import (
     along,
     class_axis_of,
@@ -118,7 +118,8 @@ def dice_loss(
     class_axis : int
         The axis of the classes.
     weight : array of shape (num_classes,), optional
-        Weight of each class, whose axis must not be summed over. The mean divides by the sum of the weights.
+        Weight of each class, whose axis must not be summed over. The mean divides by the sum of the weights. A class with
+        weight 0 does not count, whatever its loss is.
     sample_weight : array, real, optional
         What each element counts in all sums, broadcast to the shape of `target`. One with weight 0 does not count.
     ignore_index : int or tuple of int, optional
@@ -128,7 +129,8 @@ def dice_loss(
     squared, soft_label : bool
         As in `dice_coefficient`.
     validate : bool, optional
-        Whether a value outside of [0, 1] raises, as in `dice_coefficient`.
+        Whether a value outside of [0, 1], or a class index out of range, raises, as in `dice_coefficient`. Logits of an
+        `activation` may be any.
     reduction : {"mean", "sum", "none"}
 
     Returns
@@ -141,8 +143,9 @@ def dice_loss(
     TypeError
         An array is complex.
     ValueError
-        Shapes do not fit, an option is not one of those named, or a class index is out of range. (Where values cannot
-        be read freely, on a GPU or in a traced call, such an index makes the loss nan instead.)
+        Shapes do not fit, an option is not one of those named, there is only one class with softmax, a class index is out of
+        range, or a value that is no logit outside of [0, 1]: a mask stored as 0 and 255. (Where values are not looked at, on a
+        GPU or in a traced call, such an index makes the loss nan instead.)
 
     References
     ----------
@@ -155,7 +158,17 @@ def dice_loss(
     >>> print(round(float(po.dice_loss(logits, np.asarray([[0, 1]]), activation="softmax")), 4))
     0.0
     """
-    p, t, s, dtype = masks(xp, pred, target, activation, class_axis, ignore_index, sample_weight, validate)
+    p, t, s, dtype = masks(
+        xp,
+        pred,
+        target,
+        activation,
+        class_axis,
+        weight=weight,
+        sample_weight=sample_weight,
+        ignore_index=ignore_index,
+        validate=validate,
+    )
     score = dice_coefficient(
         p,
         t,
@@ -166,7 +179,7 @@ def dice_loss(
         squared=squared,
         soft_label=soft_label,
         sample_weight=s,
-        validate=False,
+        validate=validate if has_given_masks(pred, target, activation) else False,
     )
     return returned(xp, weighted(xp, 1 - score, weight, p, class_axis, axis, reduction), dtype)
 
@@ -177,35 +190,90 @@ def masks(
     target: Array,
     activation: str | None,
     class_axis: int,
-    ignore_index: IgnoreIndex,
+    *,
+    weight: Array | None = None,
     sample_weight: Array | None = None,
+    ignore_index: IgnoreIndex = None,
     validate: bool | None = None,
 ) -> tuple[Array, Array, Array | None, Any]:
-    """Probabilities and one-hot or soft targets, both 0 where the target is ignored, the weights, and the dtype to return."""
+    """Probabilities and one-hot or soft targets, both 0 where the target is ignored, the weights, and the dtype to return.
+
+    Class indices are validated; the range of what was given as masks is left to `require_given_masks`.
+    """
     z, dtype = working(xp, pred)
     same = tuple(target.shape) == tuple(pred.shape)
+    classes = (
+        class_axis_of(class_axis, pred, "pred") if not same or activation == "softmax" or weight is not None else 0
+    )
+    checked = must_validate(validate, target)
     dropped = ignored_labels(xp, target, ignore_index)
-    classes = 0 if same else class_axis_of(class_axis, pred, "pred")
-    s = sample_weight if sample_weight is None or same else over_classes(xp, sample_weight, classes, pred.ndim)
     ignored = dropped if same or dropped is None else xp.expand_dims(dropped, axis=classes)
-    uncounted = ignored if s is None else s == 0 if ignored is None else ignored | (s == 0)
-    kept = None if uncounted is None else xp.broadcast_to(~uncounted, pred.shape)
+    s = sample_weight if sample_weight is None or same else over_classes(xp, sample_weight, classes, pred.ndim)
+    weightless = _weightless(xp, weight, classes, pred.ndim)
+    # What does not count may be nan, which must get neither into a sum nor into a gradient.
     if activation is None:
-        require_unit_range(xp, "pred", pred, kept, validate=validate)
-    elif kept is not None:  # of a logit that does not count, nan must not get into the gradient
-        z = xp.where(kept | xp.isfinite(z), z, 0.0)
+        z = _made_finite(xp, z, weightless)
+    elif activation == "sigmoid":
+        z = _made_finite(xp, z, _any_of(ignored, None if s is None else s == 0, weightless))
+    else:
+        uncounted = _any_of(ignored, None if s is None else s == 0)
+        if same and uncounted is not None:  # a logit that does not count itself counts in the softmax of the others
+            uncounted = xp.all(xp.broadcast_to(uncounted, z.shape), axis=classes, keepdims=True)
+        z = _made_finite(xp, z, uncounted)
     p = probabilities(xp, z, activation, class_axis)
     if same:
-        require_unit_range(xp, "target", target, kept, validate=validate)
-        t = as_dtype(xp, target, p)
+        t = _made_finite(xp, as_dtype(xp, target, p), weightless)
     else:
-        checked = values_are_at_hand(target)
         if checked:
             require_in_range(xp, "target", target, pred.shape[classes], None if dropped is None else ~dropped)
         t = one_hot(xp, widened(xp, target), pred.shape[classes], classes, p.dtype, checked=checked)
     if ignored is not None:
         p, t = xp.where(ignored, 0.0, p), xp.where(ignored, 0.0, t)
     return p, t, s, dtype
+
+
+def _any_of(*conditions: Array | None) -> Array | None:
+    """Where one of the conditions holds; None where there are none."""
+    found = None
+    for one in conditions:
+        found = one if found is None else found if one is None else found | one
+    return found
+
+
+def _weightless(xp: Namespace, weight: Array | None, axis: int, ndim: int) -> Array | None:
+    """Which classes have weight 0, along their axis; None where none has, as far as that can be seen."""
+    if weight is None:
+        return None
+    nothing = weight == 0
+    return None if values_are_at_hand(weight) and not bool(xp.any(nothing)) else along(xp, nothing, axis, ndim)
+
+
+def _made_finite(xp: Namespace, x: Array, uncounted: Array | None) -> Array:
+    """0 instead of what is not finite and does not count."""
+    return x if uncounted is None else xp.where(uncounted & ~xp.isfinite(x), 0.0, x)
+
+
+def has_given_masks(pred: Array, target: Array, activation: str | None) -> bool:
+    """Whether values outside of [0, 1] may have been given: not as bools, class indices or logits."""
+    same = tuple(target.shape) == tuple(pred.shape)
+    return (activation is None and kind_of(pred) != "bool") or (same and kind_of(target) != "bool")
+
+
+def require_given_masks(
+    xp: Namespace,
+    pred: Array,
+    target: Array,
+    activation: str | None,
+    found: tuple[Array, Array, Array | None, Any],
+    validate: bool | None,
+) -> None:
+    """Raise for values outside of [0, 1] that count, in what `masks` has `found` of masks that were given as such."""
+    p, t, s, _ = found
+    kept = counting(xp, s, p)
+    if activation is None and kind_of(pred) != "bool":
+        require_unit_range(xp, "pred", p, kept, LOGITS, validate=validate)
+    if tuple(target.shape) == tuple(pred.shape) and kind_of(target) != "bool":
+        require_unit_range(xp, "target", t, kept, validate=validate)
 
 
 def over_classes(xp: Namespace, sample_weight: Array, axis: int, ndim: int) -> Array:
@@ -227,6 +295,9 @@ def probabilities(xp: Namespace, z: Array, activation: str | None, class_axis: i
 def above_zero(xp: Namespace, p: Array, z: Array) -> Array:
     """Probabilities of logits, those that are merely small as a number whose square is one, too."""
     smallest = float(xp.finfo(z.dtype).smallest_normal) ** 0.5
+    # As a rule there are none, which one pass finds, where it may be looked.
+    if 0 in p.shape or (values_are_at_hand(p) and bool(xp.min(backend_of(p).detached(p)) >= smallest)):
+        return p
     return xp.where((p < smallest) & (z > -math.inf), smallest, p)
 
 

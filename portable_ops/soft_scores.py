@@ -11,11 +11,20 @@ import numpy as np
 from portable_ops.accumulators import Accumulator, CompensatedSum, Sums, brought_to_host
 from portable_ops.averaging import Rule, mean
 from portable_ops.backend import Array
-from portable_ops.checks import REDUCTIONS, complaint, require_choice, require_integer, require_number, require_real
+from portable_ops.checks import (
+    REDUCTIONS,
+    IgnoreIndex,
+    complaint,
+    require_choice,
+    require_ignore_index,
+    require_integer,
+    require_number,
+    require_real,
+)
 from portable_ops.dice import overlap_sums
 from portable_ops.dispatch import operation
 from portable_ops.losses import cross_entropy
-from portable_ops.overlap import check_dice_loss, masks
+from portable_ops.overlap import check_dice_loss, masks, require_given_masks
 from portable_ops.precision import working
 from portable_ops.routes import Namespace
 from portable_ops.segmentation import intersection_and_union
@@ -30,12 +39,12 @@ def _check_soft_sums(
     *,
     activation: str | None = None,
     class_axis: int | None = 1,
-    ignore_index: int | None = None,
+    ignore_index: IgnoreIndex = None,
 ) -> None:
-    axis = 0 if class_axis is None else class_axis_of(class_axis, pred, "pred")
-    check_dice_loss(xp, pred, target, activation=activation, class_axis=axis, ignore_index=ignore_index)
     if class_axis is None and (activation == "softmax" or tuple(pred.shape) != tuple(target.shape)):
         raise ValueError(complaint("class_axis", None, "an axis, for softmax and for class indices"))
+    axis = 0 if class_axis is None else class_axis_of(class_axis, pred, "pred")
+    check_dice_loss(xp, pred, target, activation=activation, class_axis=axis, ignore_index=ignore_index)
 
 
 @operation(_check_soft_sums, public=False)
@@ -47,10 +56,12 @@ def soft_sums(
     *,
     activation: str | None = None,
     class_axis: int | None = 1,
-    ignore_index: int | None = None,
+    ignore_index: IgnoreIndex = None,
 ) -> Array:
     """Overlap, prediction and target summed for each class, one after the other in a vector."""
-    p, t, _, _ = masks(xp, pred, target, activation, 0 if class_axis is None else class_axis, ignore_index)
+    found = masks(xp, pred, target, activation, 0 if class_axis is None else class_axis, ignore_index=ignore_index)
+    require_given_masks(xp, pred, target, activation, found, None)
+    p, t, _, _ = found
     classes = None if class_axis is None else class_axis % p.ndim
     axes = tuple(axis for axis in range(p.ndim) if axis != classes)
     sums = overlap_sums(xp, p, t, axes) if axes else (p * t, p, t)
@@ -134,8 +145,8 @@ class StreamingDice(_Streaming):
         What is applied to predictions first; None takes them for probabilities.
     class_axis : int or None
         The axis of the classes. None: there is none, and all elements are of one class.
-    ignore_index : int, optional
-        Elements whose target is this do not count anywhere, as in `dice_loss`.
+    ignore_index : int or tuple of int, optional
+        Elements whose target is this, or one of these, do not count anywhere, as in `dice_loss`.
 
     Raises
     ------
@@ -159,12 +170,13 @@ class StreamingDice(_Streaming):
     """
 
     def __init__(
-        self, *, activation: str | None = None, class_axis: int | None = 1, ignore_index: int | None = None
+        self, *, activation: str | None = None, class_axis: int | None = 1, ignore_index: IgnoreIndex = None
     ) -> None:
         require_choice("activation", activation, (None, "softmax", "sigmoid"))
         self.activation = activation
         self.class_axis = None if class_axis is None else require_integer("class_axis", class_axis)
-        self.ignore_index = None if ignore_index is None else require_integer("ignore_index", ignore_index)
+        require_ignore_index(ignore_index)
+        self.ignore_index = ignore_index
         super().__init__()
 
     def update(self, pred: Array, target: Array, /) -> None:

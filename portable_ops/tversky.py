@@ -6,7 +6,7 @@ from portable_ops.backend import Array
 from portable_ops.checks import Axis, IgnoreIndex, Number, complaint, require_flag, require_number
 from portable_ops.dice import overlap_sums
 from portable_ops.dispatch import OPERATIONS, operation
-from portable_ops.overlap import check_dice_loss, masks, weighted
+from portable_ops.overlap import check_dice_loss, masks, require_given_masks, weighted
 from portable_ops.precision import returned
 from portable_ops.reduction import is_exactly
 from portable_ops.routes import Namespace
@@ -161,7 +161,8 @@ def tversky_loss(
     class_axis : int
         The axis of the classes.
     weight : array of shape (num_classes,), optional
-        Weight of each class, whose axis must not be summed over. The mean divides by the sum of the weights.
+        Weight of each class, whose axis must not be summed over. The mean divides by the sum of the weights. A class with
+        weight 0 does not count, whatever its loss is.
     sample_weight : array, real, optional
         What each element counts in all sums, broadcast to the shape of `target`. One with weight 0 does not count.
     ignore_index : int or tuple of int, optional
@@ -181,7 +182,7 @@ def tversky_loss(
     log_loss : bool
         Minus the logarithm of the score, of at least 1e-7, instead of one minus the score.
     validate : bool, optional
-        Whether a value outside of [0, 1] raises, as in `dice_coefficient`.
+        Whether a value outside of [0, 1], or a class index out of range, raises, as in `dice_loss`.
     reduction : {"mean", "sum", "none"}
 
     Returns
@@ -194,8 +195,7 @@ def tversky_loss(
     TypeError
         An array is complex.
     ValueError
-        Shapes do not fit, an option is not one of those named, or a class index is out of range. (Where values cannot
-        be read freely, on a GPU or in a traced call, such an index makes the loss nan instead.)
+        As `dice_loss`.
 
     References
     ----------
@@ -210,7 +210,19 @@ def tversky_loss(
     >>> print(round(float(po.tversky_loss(pred, target, alpha=0.3, beta=0.7)), 4))
     0.375
     """
-    p, t, s, dtype = masks(xp, pred, target, activation, class_axis, ignore_index, sample_weight, validate)
+    found = masks(
+        xp,
+        pred,
+        target,
+        activation,
+        class_axis,
+        weight=weight,
+        sample_weight=sample_weight,
+        ignore_index=ignore_index,
+        validate=validate,
+    )
+    require_given_masks(xp, pred, target, activation, found, validate)
+    p, t, s, dtype = found
     s = None if s is None else xp.broadcast_to(s, p.shape)
     p, t, s = (None if x is None else foreground(x, class_axis, include_background) for x in (p, t, s))
     sums = overlap_sums(xp, p, t, axis, squared=squared, soft_label=soft_label, sample_weight=s)
@@ -307,7 +319,8 @@ def jaccard_loss(
     class_axis : int
         The axis of the classes.
     weight : array of shape (num_classes,), optional
-        Weight of each class, whose axis must not be summed over. The mean divides by the sum of the weights.
+        Weight of each class, whose axis must not be summed over. The mean divides by the sum of the weights. A class with
+        weight 0 does not count, whatever its loss is.
     sample_weight : array, real, optional
         What each element counts in all sums, broadcast to the shape of `target`. One with weight 0 does not count.
     ignore_index : int or tuple of int, optional
@@ -328,7 +341,7 @@ def jaccard_loss(
     log_loss : bool
         Minus the logarithm of the score, of at least 1e-7, instead of one minus the score.
     validate : bool, optional
-        Whether a value outside of [0, 1] raises, as in `dice_coefficient`.
+        Whether a value outside of [0, 1], or a class index out of range, raises, as in `dice_loss`.
     reduction : {"mean", "sum", "none"}
 
     Returns
@@ -341,8 +354,7 @@ def jaccard_loss(
     TypeError
         An array is complex.
     ValueError
-        Shapes do not fit, an option is not one of those named, or a class index is out of range. (Where values cannot
-        be read freely, on a GPU or in a traced call, such an index makes the loss nan instead.)
+        As `dice_loss`.
 
     References
     ----------

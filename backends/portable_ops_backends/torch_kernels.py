@@ -29,6 +29,11 @@ def _native(
     return Kernel(name="torch", function=path, why_never=why_never, why_not=why_not, traceable=traceable)
 
 
+def _looking(function: str, why_never: Asked) -> Kernel:
+    """One that looks at its result, and leaves what torch has lost digits of, or cannot be looked at, to the definition."""
+    return _native(function, why_never, traceable=False)
+
+
 def _native_loss(function: str, why_never: Asked, why_not: Asked) -> Kernel:
     """One that looks at values."""
     return _native(function, why_never, why_not, traceable=False, module="torch_losses")
@@ -72,20 +77,20 @@ ACTIVATIONS = ("softmax", "log_softmax", "logsumexp")
 LOSSES = ("cross_entropy", "binary_cross_entropy", "focal_loss", "dice_loss", "tversky_loss", "jaccard_loss")
 
 _kernels: Mapping[str, tuple[Kernel, ...]] = {
-    "softmax": _activation("softmax", on_cpu.why_never_softmax, _native("softmax", of_torch.why_never_softmax)),
+    "softmax": _activation("softmax", on_cpu.why_never_softmax, _looking("softmax", of_torch.why_never_softmax)),
     "log_softmax": _activation(
         "log_softmax",
         availability.why_not_softmax,
-        _native("log_softmax", of_torch.why_never_log_softmax),
-        _native("log_softmax_of_halves", of_torch.why_never_softmax),
+        _looking("log_softmax", of_torch.why_never_log_softmax),
+        _looking("log_softmax_of_halves", of_torch.why_never_softmax),
     ),
     "logsumexp": _activation(
         "logsumexp",
         availability.why_not_logsumexp,
-        _native("logsumexp", of_torch.why_never_logsumexp),
-        _native("logsumexp_of_halves", of_torch.why_never_logsumexp_of_halves),
+        _looking("logsumexp", of_torch.why_never_logsumexp),
+        _looking("logsumexp_of_halves", of_torch.why_never_logsumexp_of_halves),
     ),
-    "sigmoid": _activation("sigmoid", on_cpu.why_never_sigmoid, _native("sigmoid", of_torch.why_never_elementwise)),
+    "sigmoid": _activation("sigmoid", on_cpu.why_never_sigmoid, _looking("sigmoid", of_torch.why_never_elementwise)),
     "log_sigmoid": _activation(
         "log_sigmoid", on_cpu.why_never_log_sigmoid, _native("log_sigmoid", of_torch.why_never_elementwise)
     ),
@@ -96,13 +101,13 @@ _kernels: Mapping[str, tuple[Kernel, ...]] = {
             on_cpu.why_never_cross_entropy,
             on_cpu.why_not_cross_entropy,
         ),
-        _native_loss("plain_cross_entropy", of_torch.why_never_plain_cross_entropy, of_torch.why_not_raising),
-        _native_loss("cross_entropy", of_torch.why_never_cross_entropy, of_torch.why_not_raising),
-        _native("traced_cross_entropy", of_torch.why_never_cross_entropy, module="torch_losses"),
+        _native_loss("plain_cross_entropy", of_torch.why_never_plain_cross_entropy, of_torch.why_not_plain),
+        _native_loss("cross_entropy", of_torch.why_never_cross_entropy, of_torch.why_not_plain),
+        _native("traced_cross_entropy", of_torch.why_never_traced_cross_entropy, module="torch_losses"),
         _native_loss(
             "cross_entropy_of_probabilities",
             of_torch.why_never_cross_entropy_of_probabilities,
-            of_torch.why_not_at_hand,
+            of_torch.why_not_plain,
         ),
     ),
     "binary_cross_entropy": (
@@ -117,7 +122,7 @@ _kernels: Mapping[str, tuple[Kernel, ...]] = {
         ),
         _native_loss("binary_cross_entropy", of_torch.why_never_binary_cross_entropy, of_torch.why_not_at_hand),
     ),
-    "focal_loss": (_native_loss("focal_loss", of_torch.why_never_focal_loss, of_torch.why_not_raising),),
+    "focal_loss": (_native_loss("focal_loss", of_torch.why_never_focal_loss, of_torch.why_not_plain),),
     "dice_coefficient": (
         _numba("torch_dice", "dice_coefficient", availability.why_not_dice, on_cpu.why_not_dice),
         _native_loss("dice_coefficient", of_torch.why_never_dice, of_torch.why_not_dice),

@@ -28,6 +28,23 @@ def is_concrete(*arrays: Any) -> bool:
     return True
 
 
+def is_plain(x: Any) -> bool:
+    """Whether a tensor has values on the host and no derivatives but those of `backward`: for its sake they may be looked at.
+
+    Asked where nothing is compiled, and in less time than `is_concrete`.
+    """
+    torch = sys.modules["torch"]
+    core = torch._C
+    return bool(
+        x.is_cpu
+        and (type(x) is torch.Tensor or type(x) is torch.nn.Parameter)
+        and core._functorch.peek_interpreter_stack() is None
+        and torch.autograd.forward_ad._current_level < 0
+        and not core._len_torch_dispatch_stack()
+        and not core._is_tracing()
+    )
+
+
 def _is_wrapped(array: Any) -> bool:
     torch = sys.modules["torch"]
     return bool(torch._C._functorch.is_functorch_wrapped_tensor(array) or torch._is_functional_tensor(array))

@@ -32,8 +32,8 @@ def support_table() -> str:
         cells = []
         for backend in backends:
             # Several may have one name: what serves, of what is asked otherwise.
-            kernels = dict.fromkeys(kernel.name for kernel in backend.kernels.get(operation.base or name, ()))
-            cells.append(", ".join([*kernels, "definition"]))
+            kernels = [kernel for kernel in backend.kernels.get(operation.base or name, ()) if not kernel.adapts]
+            cells.append(", ".join([*dict.fromkeys(kernel.name for kernel in kernels), "definition"]))
         lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import portable_ops
+from portable_ops.activations import is_alone
 from portable_ops.backend import Array
 from portable_ops.checks import Axis, normalized_axes, require_known_sizes
 from portable_ops.precision import returned, summed, working
@@ -44,7 +45,7 @@ def log_softmax(x: Array, /, *, axis: Axis = -1, where: Array | None = None) -> 
 def logsumexp(x: Array, /, *, axis: Axis = -1, keepdims: bool = False, where: Array | None = None) -> Array:
     """See `portable_ops.logsumexp`."""
     require_known_sizes("x", x)
-    axes = normalized_axes(axis, x)
+    axes = _axes_of(axis, x)
     z = in_floats(x)
     parts = _peaks_and_totals(z, axes, spread(where, z))
     dtype = result_dtype(x)
@@ -52,9 +53,13 @@ def logsumexp(x: Array, /, *, axis: Axis = -1, keepdims: bool = False, where: Ar
     return result if keepdims else result.squeeze(axes)
 
 
+def _axes_of(axis: Axis, x: Array) -> tuple[int, ...]:
+    return normalized_axes(None if is_alone(x, axis) else axis, x)
+
+
 def _normalized(x: Array, axis: Axis, where: Array | None, logarithm: bool) -> Array:
     require_known_sizes("x", x)
-    axes = normalized_axes(axis, x)
+    axes = _axes_of(axis, x)
     z, dtype = in_floats(x), result_dtype(x)
     mask = spread(where, z)
     if all(z.numblocks[axis] == 1 for axis in axes):
@@ -73,7 +78,7 @@ def _call_log_softmax(x: Array, where: Array | None, axis: tuple[int, ...]) -> A
 
 
 def _peaks_and_totals(z: Array, axes: tuple[int, ...], where: Array | None) -> Array:
-    """Blocks with the maximum along axes, the sum of exponentials below it, and whether anything takes part."""
+    """Blocks with the maximum along axes, the sum of the exponentials below it, the number at it, and whether anything takes part."""
     parts = mapped(_peak_and_total, z, where, dtype=z.dtype, chunks=sizes_one(z, axes), axes=axes)
     return joined(parts, _merge, axes, keepdims=True)
 
@@ -83,50 +88,55 @@ def _peak_and_total(x: Array, where: Array | None, axes: tuple[int, ...]) -> Par
     z, _ = working(xp, x)
     if any(z.shape[axis] == 0 for axis in axes):
         nothing = xp.sum(z, axis=axes, keepdims=True)
-        return nothing - math.inf, nothing, nothing != 0
+        return nothing - math.inf, nothing, nothing, nothing != 0
     if where is not None:
         z = xp.where(where, z, -math.inf)
     peak = xp.max(z, axis=axes, keepdims=True)
     # Where there is no finite maximum, any shift will do that keeps finite terms from overflow.
-    shift = xp.where(xp.isfinite(peak), peak, float(xp.finfo(z.dtype).max))
-    total = summed(xp, xp.exp(z - shift), axes, keepdims=True)
+    shifted = z - xp.where(xp.isfinite(peak), peak, float(xp.finfo(z.dtype).max))
+    largest = xp.astype(shifted == 0, z.dtype)
+    others = summed(xp, xp.exp(shifted) - largest, axes, keepdims=True)
     occupied = peak == peak if where is None else xp.any(where, axis=axes, keepdims=True)
-    return peak, total, occupied | xp.isnan(peak)
+    return peak, others, summed(xp, largest, axes, keepdims=True), occupied | xp.isnan(peak)
 
 
 def _merge(parts: Sequence[Parts]) -> Parts:
     xp = namespace(parts[0][0])
     peak = parts[0][0]
-    for other, _, _ in parts[1:]:
+    for other, *_ in parts[1:]:
         peak = xp.maximum(peak, other)
-    total, occupied = 0.0, parts[0][2]
-    for one, sum_below, any_here in parts:
+    others, ties, occupied = 0.0, 0.0, parts[0][3]
+    for one, sum_below, count, any_here in parts:
         # A block without a finite term adds nothing, or what is not finite as it is.
         finite = xp.isfinite(one) & xp.isfinite(peak)
-        total = total + sum_below * xp.exp(xp.where(finite, one, 0.0) - xp.where(finite, peak, 0.0))
+        power = xp.exp(xp.where(finite, one, 0.0) - xp.where(finite, peak, 0.0))
+        at_peak = one == peak
+        # What is 1 in its block is one of the others, unless its block has the maximum of all.
+        others = others + xp.where(at_peak, sum_below, (sum_below + count) * power)
+        ties = ties + xp.where(at_peak, count, 0.0)
         occupied = occupied | any_here
-    return peak, total, occupied
+    return peak, others, ties, occupied
 
 
 def _normalized_block(x: Array, where: Array | None, parts: Parts, logarithm: bool) -> Array:
     xp = namespace(x)
     z, dtype = working(xp, x)
-    peak, total, occupied = parts
+    peak, others, ties, occupied = parts
     finite = xp.isfinite(peak)
     # As in the definitions: what is shifted by an infinity is nan, and a row in which nothing takes part is not shifted.
-    shift, total = xp.where(finite, peak, math.nan), xp.where(finite, total, 1.0)
+    shift, rest = xp.where(finite, peak, math.nan), xp.where(finite, (ties - 1) + others, 0.0)
     if where is not None:
         z, shift = xp.where(where, z, -math.inf), xp.where(occupied, shift, 0.0)
     shifted = z - shift
-    result = shifted - xp.log(total) if logarithm else xp.exp(shifted) / total
+    result = shifted - xp.log1p(rest) if logarithm else xp.exp(shifted) / (1 + rest)
     if where is not None:
         result = xp.where(where, result, -math.inf if logarithm else 0.0)
     return returned(xp, result, dtype)
 
 
 def _logsumexp(parts: Parts, to: str) -> Array:
-    peak, total, _ = parts
+    peak, others, ties, _ = parts
     xp = namespace(peak)
     finite = xp.isfinite(peak)
-    result = xp.where(finite, xp.log(xp.where(finite, total, 1.0)) + peak, peak)
+    result = xp.where(finite, peak + xp.log1p(xp.where(finite, (ties - 1) + others, 0.0)), peak)
     return returned(xp, result, getattr(xp, to))

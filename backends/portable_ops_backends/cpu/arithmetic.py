@@ -23,6 +23,10 @@ FUSED = {"contract"}
 REORDERED = {"contract", "reassoc", "nsz"}
 """Fast-math flags of a sum over a block, whose terms may be added in any order."""
 
+# Beside a float32 or a float64 they leave the dtype as it is.
+ONE = np.float32(1)
+INFINITY = np.float32(np.inf)
+
 LONGEST_SUM = 1024
 """Terms of a sum in the dtype of the terms. Sums of sums are kept in float64."""
 
@@ -35,6 +39,18 @@ def logarithm(x: Any) -> Any:
 def logarithm_of_one_and(x: Any) -> Any:
     """The natural logarithm of 1 + x to the last digits of a small x, from 0 to 1, nan included."""
     return np.log1p(x)
+
+
+@compiled(fastmath=FUSED)
+def logarithm_of_one_and_any(x: Any) -> Any:
+    """The same of any number that is not negative, nan and +inf included.
+
+    The logarithm of the rounded sum, and what rounding took off (D. Goldberg, "What every computer scientist should know about
+    floating-point arithmetic", 1991, theorem 4).
+    """
+    total = ONE + x
+    log = logarithm(total)
+    return log + (x - (total - ONE)) / total if total < INFINITY else log
 
 
 def rank(x: Any) -> Any:

@@ -9,6 +9,8 @@ from functools import cache, lru_cache
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
+
 from portable_ops.attention import weights_shape
 from portable_ops.checks import normalized_axes
 from portable_ops.routes import dtype_name
@@ -87,6 +89,8 @@ def why_not_softmax(x: Any, /, *, axis: Any = -1, where: Any = None) -> str | No
     reason = _why_not_floating(x)
     if reason is None and where is not None:
         return "the kernel has no where="
+    if not x.ndim:
+        return "one number"
     return reason if reason is not None or type(axis) is int else "the kernel takes one axis"
 
 
@@ -105,7 +109,7 @@ def why_not_cross_entropy(
     target: Any,
     /,
     *,
-    class_axis: int | None = None,
+    class_axis: int | tuple[int, ...] | None = None,
     weight: Any = None,
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
@@ -117,6 +121,8 @@ def why_not_cross_entropy(
     reason = _why_not_floating(logits)
     if reason is None and not from_logits:
         return "the kernel takes logits"
+    if type(class_axis) is tuple:
+        return "the kernel takes one class axis"
     return "the kernel takes class indices" if reason is None and target.ndim == logits.ndim else reason
 
 
@@ -198,9 +204,11 @@ def why_not_masked_attention(
 ) -> str | None:
     """Reason not to attend with Numba where some weights are 0."""
     # A sum is not finite if a term is not; its own overflow only costs the kernel.
-    if (mask is not None or is_causal) and not math.isfinite(float(value.sum(dtype="float64"))):
-        return "a value that is not finite would leak through the mask"
-    return None
+    if mask is None and not is_causal:
+        return None
+    with np.errstate(all="ignore"):  # whatever the caller has NumPy do of an infinity
+        total = float(value.sum(dtype="float64"))
+    return None if math.isfinite(total) else "a value that is not finite would leak through the mask"
 
 
 def innermost_size(x: Any, axis: Any) -> int:

@@ -251,4 +251,4 @@ def binary_cross_entropy(
 def may_be_finite(loss: Any, weight: Any, pos_weight: Any, reduction: str) -> bool:
     """Whether a mean that is not finite may be one: with huge weights, of which the definition takes care."""
     is_weighted = weight is not None or pos_weight is not None
-    return is_weighted and reduction == "mean" and not math.isfinite(float(loss))
+    return is_weighted and reduction == "mean" and not math.isfinite(loss.item())

@@ -9,8 +9,9 @@ import array_api_compat.numpy as xp
 import numpy as np
 
 from portable_ops.labels import ignored_labels, require_in_range
+from portable_ops.reduction import scaled
 from portable_ops.targets import class_axis_of
-from portable_ops_backends.cpu.arithmetic import FUSED, logarithm, sum_of, two_sum
+from portable_ops_backends.cpu.arithmetic import FUSED, logarithm_of_one_and_any, sum_of, two_sum
 from portable_ops_backends.cpu.compiling import compiled
 from portable_ops_backends.cpu.halves import as_number, as_stored
 from portable_ops_backends.cpu.labels import comparable, label_to_ignore
@@ -39,6 +40,12 @@ def class_of(label: Any, num_classes: int, ignored: int, has_ignored: bool) -> A
     if has_ignored and t == ignored:
         return -1
     return t if 0 <= t < num_classes else -2
+
+
+@compiled
+def weighted(loss: Any, weight: Any) -> Any:
+    """A loss times a weight; what has weight 0 does not count, though it be infinite or nan."""
+    return loss * weight if weight != 0 else weight
 
 
 @compiled(fastmath=FUSED)
@@ -71,24 +78,25 @@ def _columns(
 ) -> None:
     """Columns of (outer, n, inner); `target` is flat, and `losses` as long, or empty if only the sums are asked for."""
     n, number = block.shape[0], block.dtype.type
-    peak, short = np.empty(block.shape[1], block.dtype), np.empty(block.shape[1], block.dtype)
+    peak, short, ties = np.empty((3, block.shape[1]), block.dtype)
     spread, total = np.zeros(block.shape[1], block.dtype), np.empty((2, block.shape[1]), np.float64)
     all_weights = weight.sum()
     while start < stop:
         width = width_of_block(start, stop, x.shape[2], block.shape[1])
         read_block(x, start, width, bfloat, block)
-        join_columns(block, width, False, peak, short, total)
+        join_columns(block, width, False, peak, short, ties, total)
         take_logarithms(short[:width])
         if smoothing:
             spread[:width] = 0
             for c in range(n):
-                _add_weighted(block[c, :width], peak[:width], weight[c], spread[:width])
+                if weight[c] != 0:
+                    _add_weighted(block[c, :width], peak[:width], weight[c], spread[:width])
         bad, labels = 0, target[start : start + width]
         for j in range(width):
             t = class_of(labels[j], n, ignored, has_ignored)
             known = np.uint64(max(t, 0))  # without sign, so that it is not asked whether to count from the end
             w = weight[known]
-            loss = (short[j] - (block[known, np.uint64(j)] - peak[j])) * w
+            loss = weighted(short[j] - (block[known, np.uint64(j)] - peak[j]), w)
             if smoothing:
                 loss = (1 - smoothing) * loss + smoothing * ((all_weights * short[j] - spread[j]) / n)
             # What is no longer needed makes room for the element's loss and weight.
@@ -124,15 +132,15 @@ def _rows(
     for r in range(start, stop):
         for i in range(row.size):
             row[i] = as_number(x[r, i], bfloat)
-        peak, total = joined_row(row, LOGSUMEXP)
-        log = number(logarithm(total))
+        peak, rest = joined_row(row, LOGSUMEXP)
+        log = number(logarithm_of_one_and_any(rest))
         t = class_of(target[r], row.size, ignored, has_ignored)
         w = weight[max(t, 0)]
-        loss = (log - (row[max(t, 0)] - peak)) * w
+        loss = weighted(log - (row[max(t, 0)] - peak), w)
         if smoothing:
             spread = 0.0
             for i in range(row.size):
-                spread += weight[i] * (row[i] - peak)
+                spread += weighted(row[i] - peak, weight[i])
             loss = (1 - smoothing) * loss + smoothing * number((all_weights * log - spread) / row.size)
         if t >= 0:
             add_to(sums, LOSS, loss)
@@ -166,6 +174,7 @@ def problem(
     weight: Array | None,
     ignore_index: int | None,
     smoothing: float,
+    reduction: str,
     bfloat: bool = False,
 ) -> tuple[Problem, tuple[int, ...], tuple[int, ...]]:
     """The problem, and the order of axes in which it has the logits, and the target. Halves may come as their bits."""
@@ -175,6 +184,8 @@ def problem(
     half = logits.dtype.itemsize == 2
     real = np.dtype(np.float32) if half else logits.dtype
     weights = np.ones(x.shape[1], real) if weight is None else np.ascontiguousarray(weight, real)
+    if weight is not None:  # by what they are divided, a mean does not depend on it
+        weights = np.ascontiguousarray(scaled(xp, weights, weights, reduction)[0])
     ignored = label_to_ignore(target, ignore_index)
     told = (0 if ignored is None else ignored, ignored is not None, readonly(weights), real.type(smoothing), bfloat)
     return Problem(x.view(np.uint16) if half else x, readonly(labels), *told), order, of_target
@@ -215,7 +226,7 @@ def cross_entropy(
 ) -> Array:
     """See `portable_ops.cross_entropy`."""
     axis = class_axis_of(class_axis, logits)
-    given, _, order = problem(logits, target, axis, weight, ignore_index, label_smoothing)
+    given, _, order = problem(logits, target, axis, weight, ignore_index, label_smoothing, reduction)
     losses = np.empty([target.shape[one] for one in order] if reduction == "none" else 0, logits.dtype)
     flat = losses.reshape(-1)
     sums = solve(given, flat.view(np.uint16) if flat.dtype.itemsize == 2 else flat)

@@ -52,24 +52,28 @@ def _columns(
 ) -> None:
     """Columns of (outer, n, inner); `upstream` is the gradient of each element's loss, or one number for all."""
     n, inner = block.shape[0], x.shape[2]
-    peak, short = np.empty(block.shape[1], block.dtype), np.empty(block.shape[1], block.dtype)
-    even, total = np.empty(block.shape[1], block.dtype), np.empty((2, block.shape[1]), np.float64)
-    share = smoothing / n
+    peak, short, ties, even = np.empty((4, block.shape[1]), block.dtype)
+    total = np.empty((2, block.shape[1]), np.float64)
+    one, zero = block.dtype.type(1), block.dtype.type(0)
+    share = smoothing / block.dtype.type(n)
     all_weights = weight.sum()
     while start < stop:
         width = width_of_block(start, stop, inner, block.shape[1])
         read_block(x, start, width, bfloat, block)
-        join_columns(block, width, True, peak, short, total)
+        join_columns(block, width, True, peak, short, ties, total)
         for j in range(width):
             t = class_of(target[start + j], n, ignored, has_ignored)
-            up = upstream[start + j if upstream.size > 1 else 0]
+            arriving = upstream[start + j if upstream.size > 1 else 0]
             if t >= 0:
-                hit = up * (1 - smoothing) * weight[t]
-                even[j] = up * share
-                factor = (hit + even[j] * all_weights) / short[j]
-                # What the scaling below leaves of this power is the class's own part less the hit.
-                block[t, j] -= hit / factor if factor else 0
-                short[j] = factor
+                hit = arriving * (one - smoothing) * weight[t]
+                even[j] = arriving * share
+                share_of_all = even[j] * all_weights
+                up = hit + share_of_all
+                # What the scaling below makes of this is the class's own part less the hit; the difference of its power and the
+                # sum of all is that of 1 and the power, and of the others: nothing is lost where the power is nearly all.
+                missed = short[j] + (one - block[t, j])
+                block[t, j] = (share_of_all * block[t, j] - hit * missed) / up if up != 0 else zero
+                short[j] = up / (one + short[j]) if up != 0 else zero
             else:
                 even[j], short[j] = 0, 0
         for c in range(n):
@@ -90,7 +94,8 @@ def gradient(given: Problem, upstream: Array) -> Array:
     """Of the losses, given that with respect to each of them, or to their sum; (outer, n, inner), as the logits."""
     outer, n, inner = given.logits.shape
     made = np.empty(given.logits.shape, given.logits.dtype)
-    up = np.ascontiguousarray(upstream, given.real).reshape(-1)
+    with np.errstate(over="ignore"):  # what is too large is infinite
+        up = np.ascontiguousarray(upstream, given.real).reshape(-1)
 
     def work(part: int, start: int, stop: int) -> None:
         block = np.empty((n, columns_of_block(n, given.real.itemsize)), given.real)

@@ -10,7 +10,7 @@ import array_api_compat.numpy as xp
 import numpy as np
 
 from portable_ops.checks import Axis, normalized_axes
-from portable_ops.ranges import HIGHEST, LOWEST, require_unit_range
+from portable_ops.ranges import HIGHEST, LOWEST, require_masks
 from portable_ops_backends.cpu.arithmetic import FUSED, LONGEST_SUM, REORDERED, two_sum
 from portable_ops_backends.cpu.compiling import compiled
 from portable_ops_backends.cpu.halves import as_number
@@ -238,6 +238,5 @@ def dice_coefficient(
     dtype = pred.dtype if pred.dtype.kind == "f" else np.float64
     sums = dice_sums(pred, target, normalized_axes(axis, pred))
     if validate is not False and has_values_beyond(sums):
-        for name, mask in (("pred", pred), ("target", target)):
-            require_unit_range(xp, name, mask)
+        require_masks(xp, pred, target)
     return dice_scores(sums, smooth, absent, dtype)

@@ -7,6 +7,8 @@ blocks took half the time then.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from llvmlite import ir
@@ -180,11 +182,11 @@ def _power(builder: Any, x: Any, bases: dict[Any, _Base], dtype: Any) -> Any:
     return builder.fmul(power, constant(x.type, 2.0**-base.spare)) if base.spare else power
 
 
-def _tile(bases: dict[Any, _Base], vectors: int, keep: bool) -> Any:
+def _tile(bases: dict[Any, _Base], vectors: int) -> Any:
     """Make ``tile(c, c0, rows, width, peak, total, first)``, for columns j of so many vectors.
 
     ``total[first + j]`` becomes the sum of the base to the power of ``c[c0 + k * width + j] - peak[first + j]`` over k in
-    `rows`; if `keep`, the powers take the place of their exponents.
+    `rows`, and the powers take the place of their exponents.
     """
 
     def tile(typing_context: Any, c: Any, c0: Any, rows: Any, width: Any, peak: Any, total: Any, first: Any) -> Any:
@@ -192,33 +194,101 @@ def _tile(bases: dict[Any, _Base], vectors: int, keep: bool) -> Any:
 
         def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
             c0, rows, width, first = (given[number] for number in (1, 2, 3, 6))
-            c, peak, total = (
-                build.create_struct_proxy(signature.args[number])(context, builder, value=given[number]).data
-                for number in (0, 4, 5)
-            )
-            dtype = signature.args[0].dtype
-            itemsize, vector = vector_of(dtype)
-            peaks = [builder.load(place(builder, peak, first, column), align=itemsize) for column in range(vectors)]
-            sums = [build.alloca_once(builder, vector) for _ in range(vectors)]
-            for one in sums:
-                builder.store(constant(vector, 0.0), one)
-            with build.for_range(builder, rows) as loop:
-                start = builder.add(c0, builder.mul(loop.index, width))
+            c, peak, total = _data_of(context, builder, signature, given, (0, 4, 5))
+            tile = _Tile(builder, signature.args[0].dtype, bases, vectors, c, peak, first)
+            sums = tile.zeros()
+            with tile.each_row(c0, rows, width) as start:
                 for column, one in enumerate(sums):
-                    target = place(builder, c, start, column)
-                    power = _power(
-                        builder, builder.fsub(builder.load(target, align=itemsize), peaks[column]), bases, dtype
-                    )
-                    if keep:
-                        builder.store(power, target, align=itemsize)
+                    _, power = tile.power(start, column, keep=True)
                     builder.store(builder.fadd(builder.load(one), power), one)
-            for column, one in enumerate(sums):
-                builder.store(builder.load(one), place(builder, total, first, column), align=itemsize)
+            tile.leave(sums, total)
             return context.get_dummy_value()
 
         return types.void(c, n, n, n, peak, total, n), generate
 
     return tile
+
+
+def _tile_apart(keep: bool) -> Any:
+    """Make ``tile(c, c0, rows, width, peak, total, ties, first)``, for the columns j of a line of memory.
+
+    The same with base e, but ``total[first + j]`` is the sum of the powers below the maximum, and ``ties[first + j]`` the number
+    of those at it, which are 1: added to a 1, a small sum would lose digits. Only if `keep` do powers take the place of their
+    exponents.
+    """
+
+    def tile(
+        typing_context: Any, c: Any, c0: Any, rows: Any, width: Any, peak: Any, total: Any, ties: Any, first: Any
+    ) -> Any:
+        n: Any = types.intp
+
+        def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+            c0, rows, width, first = (given[number] for number in (1, 2, 3, 7))
+            c, peak, total, ties = _data_of(context, builder, signature, given, (0, 4, 5, 6))
+            tile = _Tile(builder, signature.args[0].dtype, _E, VECTORS_OF_LINE, c, peak, first)
+            sums, counts = tile.zeros(), tile.zeros()
+            zero, whole = constant(tile.vector, 0.0), constant(tile.vector, 1.0)
+            with tile.each_row(c0, rows, width) as start:
+                for column, (one, count) in enumerate(zip(sums, counts, strict=True)):
+                    below, power = tile.power(start, column, keep=keep)
+                    at_peak = builder.fcmp_ordered("==", below, zero)
+                    builder.store(builder.fadd(builder.load(one), builder.select(at_peak, zero, power)), one)
+                    builder.store(builder.fadd(builder.load(count), builder.select(at_peak, whole, zero)), count)
+            tile.leave(sums, total)
+            tile.leave(counts, ties)
+            return context.get_dummy_value()
+
+        return types.void(c, n, n, n, peak, total, ties, n), generate
+
+    return tile
+
+
+def _data_of(context: Any, builder: Any, signature: Any, given: Any, places: tuple[int, ...]) -> list[Any]:
+    """Where the arrays among the arguments have their elements."""
+    return [
+        build.create_struct_proxy(signature.args[place])(context, builder, value=given[place]).data for place in places
+    ]
+
+
+class _Tile:
+    """What the instructions of tiles have in common."""
+
+    def __init__(
+        self, builder: Any, dtype: Any, bases: dict[Any, _Base], vectors: int, c: Any, peak: Any, first: Any
+    ) -> None:
+        self.builder, self.dtype, self.bases, self.c, self.first = builder, dtype, bases, c, first
+        self.itemsize, self.vector = vector_of(dtype)
+        self.vectors = range(vectors)
+        self.peaks = [builder.load(place(builder, peak, first, column), align=self.itemsize) for column in self.vectors]
+
+    def zeros(self) -> list[Any]:
+        """A sum for each vector."""
+        sums = [build.alloca_once(self.builder, self.vector) for _ in self.vectors]
+        for one in sums:
+            self.builder.store(constant(self.vector, 0.0), one)
+        return sums
+
+    @contextmanager
+    def each_row(self, c0: Any, rows: Any, width: Any) -> Iterator[Any]:
+        """Write a loop over rows; where each one's columns begin."""
+        with build.for_range(self.builder, rows) as loop:
+            yield self.builder.add(c0, self.builder.mul(loop.index, width))
+
+    def power(self, start: Any, column: int, *, keep: bool) -> tuple[Any, Any]:
+        """A vector of exponents less their peaks, and its powers, which are stored in its place if they are kept."""
+        builder = self.builder
+        target = place(builder, self.c, start, column)
+        below = builder.fsub(builder.load(target, align=self.itemsize), self.peaks[column])
+        power = _power(builder, below, self.bases, self.dtype)
+        if keep:
+            builder.store(power, target, align=self.itemsize)
+        return below, power
+
+    def leave(self, sums: list[Any], out: Any) -> None:
+        """Write sums to memory."""
+        for column, one in enumerate(sums):
+            where = place(self.builder, out, self.first, column)
+            self.builder.store(self.builder.load(one), where, align=self.itemsize)
 
 
 @written_out
@@ -251,9 +321,9 @@ def peaks_of_line(typing_context: Any, c: Any, c0: Any, rows: Any, width: Any, p
     return types.void(c, n, n, n, peak, n), generate
 
 
-_take_powers_of_two = written_out(_tile(_TWO, VECTORS, keep=True))
-take_powers_of_e = written_out(_tile(_E, VECTORS_OF_LINE, keep=True))
-add_powers_of_e = written_out(_tile(_E, VECTORS_OF_LINE, keep=False))
+_take_powers_of_two = written_out(_tile(_TWO, VECTORS))
+take_powers_of_e = written_out(_tile_apart(keep=True))
+add_powers_of_e = written_out(_tile_apart(keep=False))
 
 
 @compiled

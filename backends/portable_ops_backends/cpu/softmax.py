@@ -15,7 +15,7 @@ from portable_ops_backends.cpu.arithmetic import (
     FUSED,
     LONGEST_SUM,
     REORDERED,
-    logarithm,
+    logarithm_of_one_and_any,
     of_rank,
     rank,
     two_sum,
@@ -56,44 +56,53 @@ def peak_of(row: Array) -> Any:
 
 @compiled(fastmath=REORDERED)
 def _sum_of_powers(row: Array, peak: Any) -> Any:
+    """The sum of the powers below the maximum, and the number of those at it, which are 1."""
     use_long_vectors()
-    total = row.dtype.type(0)
+    total, ties = row.dtype.type(0), row.dtype.type(0)
     for i in range(row.size):
-        total += power_of_e(row[i] - peak)
-    return total
+        below = row[i] - peak
+        power = power_of_e(below)
+        at_peak = below == 0
+        total += row.dtype.type(0) if at_peak else power
+        ties += row.dtype.type(1) if at_peak else row.dtype.type(0)
+    return total, ties
 
 
 @compiled(fastmath=REORDERED)
 def powers_in_place(row: Array, peak: Any) -> Any:
-    """Put the powers of a row in its place; their sum.
+    """Put the powers of a row in its place; their sum and number as above.
 
     Of a second array to write to, LLVM would ask at run time whether it overlaps, and so add in an order that depends on where
     memory happens to lie.
     """
     use_long_vectors()
-    total = row.dtype.type(0)
+    total, ties = row.dtype.type(0), row.dtype.type(0)
     for i in range(row.size):
-        power = power_of_e(row[i] - peak)
+        below = row[i] - peak
+        power = power_of_e(below)
         row[i] = power
-        total += power
-    return total
+        at_peak = below == 0
+        total += row.dtype.type(0) if at_peak else power
+        ties += row.dtype.type(1) if at_peak else row.dtype.type(0)
+    return total, ties
 
 
 @compiled
 def joined_row(row: Array, form: int) -> Any:
-    """The maximum of a row and the sum of its powers, which take its place for a softmax."""
+    """The maximum of a row and the sum of its powers but for that of the maximum, 1; powers take the row's place for a softmax."""
     peak = peak_of(row)
     # Sums of short sums, with what is lost by each addition: a row may be long.
-    total, lost = 0.0, 0.0
+    total, lost, ties = 0.0, 0.0, 0.0
     for start in range(0, row.size, LONGEST_SUM):
         stop = min(start + LONGEST_SUM, row.size)
         if form == SOFTMAX:
-            term = np.float64(powers_in_place(row[start:stop], peak))
+            term, count = powers_in_place(row[start:stop], peak)
         else:
-            term = np.float64(_sum_of_powers(row[start:stop], peak))
-        total, missing = two_sum(total, term)
+            term, count = _sum_of_powers(row[start:stop], peak)
+        total, missing = two_sum(total, np.float64(term))
         lost += missing
-    return peak, total + lost
+        ties += np.float64(count)
+    return peak, total + lost + (ties - 1.0)
 
 
 @compiled(fastmath=FUSED)
@@ -118,17 +127,17 @@ def _rows(x: Array, out: Array, form: int, bfloat: bool, row: Array, start: int,
     for r in range(start, stop):
         for i in range(row.size):
             row[i] = as_number(x[r, i], bfloat)
-        peak, total = joined_row(row, form)
+        peak, rest = joined_row(row, form)
         if form == SOFTMAX:
-            divisor = number(total)
+            divisor = number(1.0 + rest)
             for i in range(row.size):
                 out[r, i] = as_stored(row[i] / divisor, out, bfloat)
         elif form == LOG_SOFTMAX:
-            log = number(logarithm(total))
+            log = number(logarithm_of_one_and_any(rest))
             for i in range(row.size):
                 out[r, i] = as_stored((row[i] - peak) - log, out, bfloat)
         else:
-            result = number(peak + logarithm(total))
+            result = number(peak + logarithm_of_one_and_any(rest))
             if not _is_finite(peak):
                 # Shifted by an infinity, all is nan: the sum is that infinity, unless there is a nan.
                 result = peak
@@ -237,14 +246,18 @@ def _add_sums(total: Array, lost: Array, short: Array) -> None:
 
 
 @compiled
-def join_columns(block: Array, width: int, keep_powers: bool, peak: Array, short: Array, total: Array) -> None:
-    """Maxima of a block's columns and sums of their powers, in its dtype; the powers take the entries' place if they are kept.
+def join_columns(
+    block: Array, width: int, keep_powers: bool, peak: Array, rest: Array, ties: Array, total: Array
+) -> None:
+    """Maxima of a block's columns and sums of their powers but for one 1, that of the maximum, in the block's dtype.
 
-    Of as many columns as a line of memory has at a time, up to the end of the last line. A nan is neither higher nor lower than
-    others: the sum of powers finds it. `total` is (2, columns), in float64.
+    The powers take the entries' place if they are kept. Of as many columns as a line of memory has at a time, up to the end of
+    the last line. A nan is neither higher nor lower than others: the sum of powers finds it. `ties` is of the size of `rest`, and
+    `total` is (2, columns), in float64.
     """
     n, columns = block.shape
     entries, of_line = block.reshape(-1), LINE_BYTES // block.itemsize
+    one = block.dtype.type(1)
     # All maxima first: a sum that had to wait for its own would keep the CPU from working ahead.
     for j in range(0, width, of_line):
         peaks_of_line(entries, j, n, columns, peak, j)
@@ -254,32 +267,47 @@ def join_columns(block: Array, width: int, keep_powers: bool, peak: Array, short
         for c in range(0, n, SHORT_SUM):
             rows = min(SHORT_SUM, n - c)
             if keep_powers:
-                take_powers_of_e(entries, c * columns + j, rows, columns, peak, short, j)
+                take_powers_of_e(entries, c * columns + j, rows, columns, peak, rest, ties, j)
             else:
-                add_powers_of_e(entries, c * columns + j, rows, columns, peak, short, j)
+                add_powers_of_e(entries, c * columns + j, rows, columns, peak, rest, ties, j)
             if n > SHORT_SUM:
-                _add_sums(total[0, j : j + of_line], total[1, j : j + of_line], short[j : j + of_line])
+                _add_sums(total[0, j : j + of_line], total[1, j : j + of_line], rest[j : j + of_line])
+                _add_sums(total[0, j : j + of_line], total[1, j : j + of_line], ties[j : j + of_line])
         if n > SHORT_SUM:
-            short[j : j + of_line] = total[0, j : j + of_line] + total[1, j : j + of_line]
+            # Without digits lost by either sum, so that a 1 may be taken off in the end.
+            for i in range(j, j + of_line):
+                rest[i] = (total[0, i] - 1.0) + total[1, i]
+        else:
+            for i in range(j, j + of_line):
+                rest[i] += ties[i] - one
 
 
 @compiled(fastmath=FUSED)
 def take_logarithms(x: Array) -> None:
-    """The logarithms of numbers that are at least one, in their place."""
+    """The logarithms of 1 and numbers that are not negative, in their place."""
     for j in range(x.size):
-        x[j] = logarithm(x[j])
+        x[j] = logarithm_of_one_and_any(x[j])
+
+
+@compiled
+def add_ones(x: Array) -> None:
+    """Sums without a 1, with it."""
+    for j in range(x.size):
+        x[j] += x.dtype.type(1)
 
 
 @compiled
 def _columns(x: Array, out: Array, form: int, bfloat: bool, block: Array, start: int, stop: int) -> None:
     """Columns of (outer, n, inner), numbered along outer and inner; `block` is (n, columns), in the dtype to compute in."""
-    peak, short = np.empty(block.shape[1], block.dtype), np.empty(block.shape[1], block.dtype)
+    peak, short, ties = np.empty((3, block.shape[1]), block.dtype)
     total = np.empty((2, block.shape[1]), np.float64)
     while start < stop:
         width = width_of_block(start, stop, x.shape[2], block.shape[1])
         read_block(x, start, width, bfloat, block)
-        join_columns(block, width, form == SOFTMAX, peak, short, total)
-        if form != SOFTMAX:
+        join_columns(block, width, form == SOFTMAX, peak, short, ties, total)
+        if form == SOFTMAX:
+            add_ones(short[:width])
+        else:
             take_logarithms(short[:width])
         if form == LOGSUMEXP:
             _write_sums(block, start, width, peak, short, bfloat, out)

@@ -13,7 +13,7 @@ from torch import Tensor
 import portable_ops as po
 from portable_ops.checks import Axis, normalized_axes
 from portable_ops.dispatch import standard_only
-from portable_ops.ranges import require_unit_range
+from portable_ops.ranges import require_masks
 from portable_ops_backends.cpu.dice import dice_scores, dice_slopes, dice_sums, has_values_beyond, slopes_of_scores
 from portable_ops_backends.cpu.threads import AtMost
 from portable_ops_backends.cpu.torch_arrays import Array, as_array, is_batched
@@ -41,8 +41,7 @@ def _sums(pred: Tensor, target: Tensor, axes: tuple[int, ...], validate: bool | 
     with AtMost(torch.get_num_threads()):
         sums = dice_sums(as_array(pred), as_array(target), axes, bfloat)
     if validate is not False and has_values_beyond(sums):
-        for name, mask in (("pred", pred), ("target", target)):
-            require_unit_range(xp, name, mask)
+        require_masks(xp, pred, target)
     return sums
 
 

@@ -66,7 +66,7 @@ class _CrossEntropy(torch.autograd.Function):
         smoothing: float,
         reduction: str,
     ) -> Tensor:
-        given, _, order = _problem(logits, target, weight, axis, ignore_index, smoothing)
+        given, _, order = _problem(logits, target, weight, axis, ignore_index, smoothing, reduction)
         scores = as_array(logits)
         losses = np.empty([target.shape[one] for one in order] if reduction == "none" else 0, scores.dtype)
         flat = losses.reshape(-1)
@@ -101,7 +101,7 @@ class _CrossEntropy(torch.autograd.Function):
                 )
             return (*torch.autograd.grad(loss, logits, up, create_graph=again), *rest)
         with AtMost(torch.get_num_threads()):
-            given, order, of_target = _problem(logits, target, weight, axis, ignore_index, smoothing)
+            given, order, of_target = _problem(logits, target, weight, axis, ignore_index, smoothing, reduction)
             made = gradient(given, _arriving(up, of_target, reduction, ctx.divisor))
             made = reordered(made.reshape([logits.shape[one] for one in order]), order)
             return (
@@ -114,12 +114,17 @@ _with_gradient: Callable[..., Tensor] = _CrossEntropy.apply
 
 
 def _problem(
-    logits: Tensor, target: Tensor, weight: Tensor | None, axis: int, ignore_index: int | None, smoothing: float
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    axis: int,
+    ignore_index: int | None,
+    smoothing: float,
+    reduction: str,
 ) -> Any:
     weights = None if weight is None else weight.detach().to(torch.float64).numpy()
-    return problem(
-        as_array(logits), target.numpy(), axis, weights, ignore_index, smoothing, logits.dtype == torch.bfloat16
-    )
+    bfloat = logits.dtype == torch.bfloat16
+    return problem(as_array(logits), target.numpy(), axis, weights, ignore_index, smoothing, reduction, bfloat)
 
 
 def _arriving(up: Tensor, order: tuple[int, ...], reduction: str, divisor: float) -> Array:

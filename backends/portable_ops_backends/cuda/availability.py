@@ -51,7 +51,7 @@ def why_not_softmax(x: Any, /, *, axis: Any = -1, where: Any = None) -> str | No
     """Reason not to normalize with CUDA."""
     if where is not None:
         return "the kernel has no where="
-    if type(axis) is not int:
+    if type(axis) is not int or not x.ndim:
         return "the kernel takes one axis"
     reason = _why_not_floating(x)
     if reason is None and x.shape[axis] > LONG_ROW and math.prod(x.shape) < FEWEST_LONG_ROWS * x.shape[axis]:
@@ -74,7 +74,7 @@ def why_not_cross_entropy(
     target: Any,
     /,
     *,
-    class_axis: int | None = None,
+    class_axis: int | tuple[int, ...] | None = None,
     weight: Any = None,
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
@@ -85,6 +85,8 @@ def why_not_cross_entropy(
     """Reason not to compute a cross-entropy with CUDA."""
     if not from_logits:
         return "the kernel takes logits"
+    if type(class_axis) is tuple:
+        return "the kernel takes one class axis"
     if target.ndim == logits.ndim:
         return "the kernel takes class indices"
     return _why_not_floating(logits)

@@ -12,30 +12,82 @@ from torch import Tensor
 from portable_ops.attention import weights_shape
 from portable_ops.checks import Axis, normalized_axes
 from portable_ops.counting import Areas, count_areas, count_pairs
+from portable_ops.dispatch import OPERATIONS
 from portable_ops.routes import values_are_at_hand
 from portable_ops_backends.native.torch_availability import is_widened
+from portable_ops_backends.torch_tensors import is_plain
+
+NEAR_ONE = 2.0**-6
+"""A probability nearer to 1 is saturated: of its logarithm, and of what it is less than 1, torch keeps too few digits."""
+
+NEAR_ONE_OF_SIGMOID = 2.0**-8
+
+FAR = 64.0
+"""Of a larger logarithm of a sum too few digits are left after the point for the gradient, ``exp(x - result)``."""
+
+FEW = 16
+"""Elements of which Python finds the largest sooner than torch."""
+
+_HALF = frozenset((torch.float16, torch.bfloat16))
+
+
+def largest(x: Tensor) -> float:
+    """The largest element of a plain tensor that is not empty."""
+    return max(_listed(x)) if x.numel() <= FEW else x.detach().amax().item()
+
+
+def smallest(x: Tensor) -> float:
+    """The smallest, likewise."""
+    return min(_listed(x)) if x.numel() <= FEW else x.detach().amin().item()
+
+
+def _listed(x: Tensor) -> list[float]:
+    values: list[float] = (x if x.ndim == 1 else x.reshape(-1)).tolist()
+    return values
+
+
+def _as_defined(operation: str, x: Tensor, **options: object) -> Tensor:
+    made: Tensor = OPERATIONS[operation].definition(xp, x, **options)
+    return made
 
 
 def softmax(x: Tensor, /, *, axis: int = -1, where: None = None) -> Tensor:
-    """See `portable_ops.softmax`."""
-    return torch.softmax(x, axis)
+    """See `portable_ops.softmax`. torch's gradient is made of the result, in which what is missing from 1 is lost."""
+    plain = is_plain(x)
+    if plain and not (x.requires_grad and torch.is_grad_enabled()):
+        return torch.softmax(x, axis)
+    if plain and x.numel():
+        result = torch.softmax(x.float() if x.dtype in _HALF else x, axis)
+        if largest(result) < 1 - NEAR_ONE:
+            return result.to(x.dtype)
+    return _as_defined("softmax", x, axis=axis)
 
 
 def log_softmax(x: Tensor, /, *, axis: int = -1, where: None = None) -> Tensor:
-    """See `portable_ops.log_softmax`."""
-    return torch.log_softmax(x, axis)
+    """See `portable_ops.log_softmax`. torch's loses the small end, and a part of the gradient."""
+    if is_plain(x) and x.numel():
+        result = torch.log_softmax(x, axis)
+        if largest(result) < -NEAR_ONE:
+            return result
+    return _as_defined("log_softmax", x, axis=axis)
 
 
 def log_softmax_of_halves(x: Tensor, /, *, axis: int = -1, where: None = None) -> Tensor:
     """torch keeps the sum in half precision, too, which ends at 65504 and hides all beside a large term."""
-    return torch.log_softmax(x, axis, dtype=torch.float32).to(x.dtype)
+    if is_plain(x) and x.numel():
+        result = torch.log_softmax(x, axis, dtype=torch.float32)
+        if largest(result) < -NEAR_ONE:
+            return result.to(x.dtype)
+    return _as_defined("log_softmax", x, axis=axis)
 
 
 def logsumexp(x: Tensor, /, *, axis: Axis = -1, keepdims: bool = False, where: None = None) -> Tensor:
-    """See `portable_ops.logsumexp`."""
-    if axis is None:
-        axis = normalized_axes(None, x)
-    return torch.logsumexp(x, axis, keepdims)
+    """See `portable_ops.logsumexp`. torch's loses digits where the maximum is next to 0, and the others far below."""
+    if is_plain(x) and x.numel():
+        result = torch.logsumexp(x, normalized_axes(None, x) if axis is None else axis, keepdims)
+        if _keeps_digits(result, x.requires_grad and torch.is_grad_enabled()):
+            return result
+    return _as_defined("logsumexp", x, axis=axis, keepdims=keepdims)
 
 
 def logsumexp_of_halves(x: Tensor, /, *, axis: Axis = -1, keepdims: bool = False, where: None = None) -> Tensor:
@@ -43,9 +95,24 @@ def logsumexp_of_halves(x: Tensor, /, *, axis: Axis = -1, keepdims: bool = False
     return logsumexp(x.float(), axis=axis, keepdims=keepdims).to(x.dtype)
 
 
+def _keeps_digits(x: Tensor, differentiable: bool) -> bool:
+    """Whether logarithms of sums are far from 0 and, as torch makes the gradient of them, not too far."""
+    if x.numel() <= FEW:
+        return all(abs(value) >= NEAR_ONE and (not differentiable or abs(value) < FAR) for value in _listed(x))
+    low, high = torch.aminmax(x.detach().abs())
+    return low.item() >= NEAR_ONE and (not differentiable or high.item() < FAR)
+
+
 def sigmoid(x: Tensor, /) -> Tensor:
-    """See `portable_ops.sigmoid`."""
-    return torch.sigmoid(x)
+    """See `portable_ops.sigmoid`. torch's gradient is made of the result, in which what is missing from 1 is lost."""
+    plain = is_plain(x)
+    if plain and not (x.requires_grad and torch.is_grad_enabled()):
+        return torch.sigmoid(x)
+    if plain and x.numel():
+        result = torch.sigmoid(x.float() if x.dtype in _HALF else x)
+        if largest(result) < 1 - NEAR_ONE_OF_SIGMOID:
+            return result.to(x.dtype)
+    return _as_defined("sigmoid", x)
 
 
 def log_sigmoid(x: Tensor, /) -> Tensor:

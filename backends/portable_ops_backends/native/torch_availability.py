@@ -12,7 +12,7 @@ from portable_ops.precision import LONGEST_IN_PAIRS
 from portable_ops.routes import dtype_name, kind_of
 from portable_ops_backends.cpu import availability
 from portable_ops_backends.cuda import availability as on_cuda
-from portable_ops_backends.torch_tensors import LONGEST_SUM, is_concrete, on_host
+from portable_ops_backends.torch_tensors import LONGEST_SUM, is_concrete, is_plain, on_host
 
 MOST_PIECES = 8
 """In how many pieces of memory numbers may lie that torch is given to add: sums of pieces it adds one after the other."""
@@ -47,7 +47,7 @@ def why_never_softmax(x: Any, /, *, axis: Any = -1, where: Any = None) -> str | 
         return "torch has no where="
     if type(axis) is not int:
         return "torch takes one axis"
-    if axis != -1 and x.shape[axis] > LONGEST_SUM and axis != x.ndim - 1:
+    if axis != -1 and x.ndim and x.shape[axis] > LONGEST_SUM and axis != x.ndim - 1:
         return "torch loses digits in so long a sum"
     return None if x.is_floating_point() else why_never_elementwise(x)
 
@@ -89,6 +89,8 @@ def why_never_cross_entropy(
     """torch takes logits."""
     if not from_logits:
         return "torch takes logits"
+    if type(options.get("class_axis")) is tuple:
+        return "torch takes one class axis"
     if target.ndim == logits.ndim:
         return "class probabilities"
     return _why_never_with_weight(logits, weight)
@@ -118,6 +120,8 @@ def why_never_cross_entropy_of_probabilities(
     """torch makes nan of an infinite logit whose probability is 0, which is mended where values are at hand."""
     if not from_logits:
         return "torch takes logits"
+    if type(options.get("class_axis")) is tuple:
+        return "torch takes one class axis"
     if target.ndim != logits.ndim:
         return "class indices"
     return _why_never_with_weight(logits, weight)
@@ -129,12 +133,20 @@ def _why_never_with_weight(logits: Any, weight: Any) -> str | None:
     return why_never_elementwise(logits) if logits.numel() else "size 0"
 
 
-def why_not_raising(logits: Any, target: Any, /, **options: Any) -> str | None:
-    """Whether torch raises for a label out of range: on the host, also under `torch.func`, but not for fake tensors."""
-    torch = sys.modules["torch"]
-    if target.is_cpu and type(target) is torch.Tensor and not torch._C._len_torch_dispatch_stack():
-        return None
-    return why_not_at_hand(target, logits)
+def why_never_traced_cross_entropy(
+    logits: Any, target: Any, /, *, weight: Any = None, label_smoothing: float = 0.0, **options: Any
+) -> str | None:
+    """Of one loss for each element."""
+    if weight is not None or label_smoothing:
+        return "a weight, or label smoothing"
+    return why_never_cross_entropy(logits, target, **options)
+
+
+def why_not_plain(logits: Any, target: Any, /, **options: Any) -> str | None:
+    """Whether values on the host may be looked at, and torch raises for a label out of range."""
+    return (
+        None if is_plain(logits) and is_plain(target) else "traced, transformed or on a device: values are not at hand"
+    )
 
 
 def why_never_binary_cross_entropy(

@@ -12,11 +12,11 @@ from torch import Tensor
 
 import portable_ops as po
 from portable_ops.checks import Axis, normalized_axes
-from portable_ops.dispatch import standard_only
+from portable_ops.dispatch import OPERATIONS, standard_only
 from portable_ops.labels import ignored_labels, in_range, require_in_range, widened
-from portable_ops.ranges import HIGHEST, LOWEST, require_unit_range
+from portable_ops.ranges import HIGHEST, LOWEST, require_masks, require_unit_range
 from portable_ops.targets import class_axis_of
-from portable_ops_backends.torch_tensors import is_concrete
+from portable_ops_backends.native.torch import NEAR_ONE, largest, smallest
 
 _HALF = frozenset((torch.float16, torch.bfloat16))
 _INT64, _FLOAT32 = torch.int64, torch.float32
@@ -25,13 +25,18 @@ _SOFTPLUS = functools.partial(F.softplus, threshold=40)
 
 
 def plain_cross_entropy(
-    logits: Tensor, target: Tensor, /, *, label_smoothing: float = 0.0, reduction: str = "mean", **defaults: object
+    logits: Tensor, target: Tensor, /, *, label_smoothing: float = 0.0, reduction: str = "mean"
 ) -> Tensor:
     """See `portable_ops.cross_entropy`; of int64 class indices and what torch takes as it is."""
-    try:
-        return F.cross_entropy(logits, target, None, None, _NEVER, None, reduction, label_smoothing)
-    except (IndexError, RuntimeError):
-        return cross_entropy(logits, target, label_smoothing=label_smoothing, reduction=reduction)
+    if not logits.requires_grad and reduction == "mean":
+        try:
+            loss = F.cross_entropy(logits, target, None, None, _NEVER, None, reduction, label_smoothing)
+        except (IndexError, RuntimeError):
+            pass  # it is raised again below, with the argument's name
+        else:
+            if loss.item() > NEAR_ONE:
+                return loss
+    return cross_entropy(logits, target, label_smoothing=label_smoothing, reduction=reduction)
 
 
 def cross_entropy(
@@ -44,34 +49,46 @@ def cross_entropy(
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
     reduction: str = "mean",
-    from_logits: bool = True,
-    eps: float | None = None,
 ) -> Tensor:
-    """See `portable_ops.cross_entropy`; of class indices, for which torch raises where they are out of range."""
-    scores = logits
-    if class_axis is not None or weight is not None or logits.dtype in _HALF:
-        scores, weight = _in_torch_order(logits, class_axis, weight)
+    """See `portable_ops.cross_entropy`; of class indices, for which torch raises where they are out of range.
+
+    Of a loss near 0 torch keeps too few digits, and of its gradient with respect to the logit of the class as well.
+    """
+    scores, torch_weight = _in_torch_order(logits, class_axis, weight)
     labels: Tensor = target if target.dtype is _INT64 else widened(xp, target)
     skipped = _NEVER if ignore_index is None else _skipped(target, ignore_index)
+    axis = min(1, scores.ndim - 1)
     try:
-        # By place, as names take longer: weight, size_average, ignore_index, reduce, reduction, label_smoothing.
-        loss = F.cross_entropy(scores, labels, weight, None, skipped, None, reduction, label_smoothing)
-    except (IndexError, RuntimeError):  # the latter under torch.func
-        if not is_concrete(logits, target):
-            return traced_cross_entropy(
-                logits,
-                target,
-                class_axis=class_axis,
-                weight=weight,
-                ignore_index=ignore_index,
-                label_smoothing=label_smoothing,
-                reduction=reduction,
-            )
+        logs = torch.log_softmax(scores, axis)
+        missed = F.nll_loss(logs.detach(), labels, None, None, skipped, None, "none")
+    except (IndexError, RuntimeError):
         ignored = ignored_labels(xp, target, ignore_index)
-        size = logits.shape[class_axis_of(class_axis, logits)]
-        require_in_range(xp, "target", target, size, None if ignored is None else ~ignored)
+        require_in_range(xp, "target", target, scores.shape[axis], None if ignored is None else ~ignored)
         raise
-    return loss if scores is logits else loss.to(logits.dtype)
+    keeps_digits = True
+    if ignore_index is not None:
+        missed = missed.where(labels != skipped, 1.0)
+        # What is ignored has no gradient, but torch makes nan of it where all of an element's logarithms are nan.
+        keeps_digits = not logits.requires_grad or math.isfinite(logs.detach().select(axis, 0).sum().item())
+    if keeps_digits and smallest(missed) > NEAR_ONE:
+        if label_smoothing:
+            loss = F.cross_entropy(scores, labels, torch_weight, None, skipped, None, reduction, label_smoothing)
+        else:
+            loss = F.nll_loss(logs, labels, torch_weight, None, skipped, None, reduction)
+        # torch makes nan of an infinite loss with weight 0, and of sums of large weights.
+        if weight is None or math.isfinite((loss.detach().sum() if reduction == "none" else loss).item()):
+            return loss if loss.dtype is logits.dtype else loss.to(logits.dtype)
+    defined: Tensor = OPERATIONS["cross_entropy"].definition(
+        xp,
+        logits,
+        target,
+        class_axis=class_axis,
+        weight=weight,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        reduction=reduction,
+    )
+    return defined
 
 
 def traced_cross_entropy(
@@ -80,25 +97,35 @@ def traced_cross_entropy(
     /,
     *,
     class_axis: int | None = None,
-    weight: Tensor | None = None,
     ignore_index: int | None = None,
-    label_smoothing: float = 0.0,
     reduction: str = "mean",
-    **others: object,
 ) -> Tensor:
     """The same where no value can be looked at: a label out of range makes the loss nan.
 
-    On a GPU it would end the process, and in a trace nothing can be raised.
+    On a GPU it would end the process, and in a trace nothing can be raised. A loss near 0 is made of the probabilities of the
+    other classes, which keep their digits, as gradients by way of them do.
     """
-    scores, weight = _in_torch_order(logits, class_axis, weight)
+    scores, _ = _in_torch_order(logits, class_axis, None)
+    axis = min(1, scores.ndim - 1)
     labels = widened(xp, target)
-    skipped = _NEVER if ignore_index is None else _skipped(target, ignore_index)
     ignored = ignored_labels(xp, target, ignore_index)
-    bad = ~in_range(labels, logits.shape[class_axis_of(class_axis, logits)])
-    bad = bad if ignored is None else bad & ~ignored
-    labels = torch.where(bad, skipped, labels)
-    loss = F.cross_entropy(scores, labels, weight, None, skipped, None, reduction, label_smoothing)
-    return torch.where(bad if reduction == "none" else bad.any(), torch.nan, loss).to(logits.dtype)
+    valid = in_range(labels, scores.shape[axis])
+    labels = torch.where(valid if ignored is None else valid & ~ignored, labels, 0).unsqueeze(axis)
+    if ignored is not None:  # what is ignored may be nan, and its gradient is 0 nevertheless
+        scores = torch.where(ignored.unsqueeze(axis), 0, scores)
+    logs = torch.log_softmax(scores, axis)
+    others = logs.exp().scatter(axis, labels, 0).sum(axis)
+    near = others < 0.5
+    near_zero = -torch.log1p(-torch.where(near, others, 0))
+    loss = torch.where(near, near_zero, -logs.gather(axis, labels).squeeze(axis))
+    if ignored is None:
+        loss = torch.where(valid, loss, torch.nan)
+        loss = loss if reduction == "none" else loss.sum() if reduction == "sum" else loss.mean()
+    else:
+        loss = torch.where(ignored, 0, torch.where(valid, loss, torch.nan))
+        if reduction != "none":
+            loss = loss.sum() if reduction == "sum" else loss.sum() / (~ignored).sum()
+    return loss.to(logits.dtype)
 
 
 def cross_entropy_of_probabilities(
@@ -110,24 +137,27 @@ def cross_entropy_of_probabilities(
     weight: Tensor | None = None,
     label_smoothing: float = 0.0,
     reduction: str = "mean",
-    **others: object,
 ) -> Tensor:
     """See `portable_ops.cross_entropy`; of class probabilities."""
     scores, torch_weight = _in_torch_order(logits, class_axis, weight)
     shares, _ = _in_torch_order(target.to(scores.dtype), class_axis, None)
-    loss = F.cross_entropy(scores, shares, torch_weight, label_smoothing=label_smoothing, reduction=reduction)
-    # torch makes nan of 0 * -inf, and a sum is not finite if a term is not.
-    if not math.isfinite((loss.detach().sum() if reduction == "none" else loss).item()):
-        with standard_only():
-            return po.cross_entropy(
-                logits,
-                target,
-                class_axis=class_axis,
-                weight=weight,
-                label_smoothing=label_smoothing,
-                reduction=reduction,
-            )
-    return loss.to(logits.dtype)
+    axis = min(1, scores.ndim - 1)
+    logs = torch.log_softmax(scores, axis)
+    if largest(logs) < -NEAR_ONE:
+        loss = F.cross_entropy(scores, shares, torch_weight, label_smoothing=label_smoothing, reduction=reduction)
+        # torch makes nan of 0 * -inf, and a sum is not finite if a term is not.
+        if math.isfinite((loss.detach().sum() if reduction == "none" else loss).item()):
+            return loss.to(logits.dtype)
+    defined: Tensor = OPERATIONS["cross_entropy"].definition(
+        xp,
+        logits,
+        target,
+        class_axis=class_axis,
+        weight=weight,
+        label_smoothing=label_smoothing,
+        reduction=reduction,
+    )
+    return defined
 
 
 def _in_torch_order(logits: Tensor, class_axis: int | None, weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -225,8 +255,7 @@ def focal_loss(
 def _require_masks(pred: Tensor, target: Tensor, validate: bool | None) -> None:
     """Refuse values outside of [0, 1]."""
     if validate is not False and not (is_within(pred) and is_within(target)):
-        for name, mask in (("pred", pred), ("target", target)):
-            require_unit_range(xp, name, mask)
+        require_masks(xp, pred, target)
 
 
 def is_within(mask: Tensor) -> bool:

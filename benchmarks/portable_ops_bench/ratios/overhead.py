@@ -98,7 +98,8 @@ def overhead_works() -> Iterator[Work]:
             name = NATIVE.get(operation, DEFINITION) if library == "torch" else DEFINITION
             against = [Against(name, bar, Unit.MICROSECONDS, needs=library)]
             kernels = po.get_backend(library).kernels.get(OPERATIONS[operation].base or operation, ())
-            if name == DEFINITION and any(kernel.name != "numba" for kernel in kernels):  # which is for larger arrays
+            serving = {kernel.name for kernel in kernels if not kernel.adapts}
+            if name == DEFINITION and serving - {"numba"}:  # which is for larger arrays
                 against.append(Against(BARE, None, Unit.MICROSECONDS, needs=library))
             yield Work(
                 section=SECTION,
