@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
-from portable_ops.attention import scaled_dot_product_attention, with_axes
+from portable_ops.attention import scaled_dot_product_attention
 from portable_ops.backend import Array, get_backend
+from portable_ops.broadcasting import with_axes
 from portable_ops.checks import complaint, require_integer, require_number
 from portable_ops.dispatch import operation
 from portable_ops.layer_names import PARAMETERS, PROJECTIONS, own_parameters, require_own_names
@@ -165,8 +166,8 @@ class MultiHeadAttention:
         Parameters
         ----------
         state_dict : mapping of str to array
-            ``q_proj.weight`` ... ``out_proj.bias``, weights of shape (out, in), of any array library. Found as well are the names
-            of `torch.nn.MultiheadAttention`, SAM 2, ViT, timm and diffusers, and projections of query, key and value that
+            ``q_proj.weight`` ... ``out_proj.bias``, weights of shape (out, in), of any array library. Found as well are the
+            names of `torch.nn.MultiheadAttention`, SAM 2, ViT, timm and diffusers, and projections of query, key and value that
             are packed into one weight. A bias that is not there is none.
         num_heads : int
             It cannot be read off the shapes.

@@ -16,7 +16,7 @@ State = dict[str, np.ndarray]
 
 
 def drawn(*names: str, without: tuple[str, ...] = ()) -> tuple[State, State]:
-    """Parameters of projections with these names for query, key, value and output; the same under this package's names."""
+    """Parameters of projections with these names for query, key, value, output; the same under this package's names."""
     rng = np.random.default_rng(0)
     theirs, ours = {}, {}
     for name, own in zip(names, ("q_proj", "k_proj", "v_proj", "out_proj"), strict=True):
