@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from portable_ops.attention import weights_shape
 from portable_ops.checks import normalized_axes
 from portable_ops.routes import dtype_name
 
@@ -186,7 +187,7 @@ def why_not_attention(
     enable_gqa: bool = False,
 ) -> str | None:
     """Reason not to attend with Numba."""
-    if math.prod(query.shape[:-1]) * key.shape[-2] < SMALLEST_ATTENTION:
+    if math.prod(weights_shape(query, key, value, enable_gqa)) < SMALLEST_ATTENTION:
         return f"fewer than {SMALLEST_ATTENTION} weights"
     if (reason := why_no_numba()) is not None:
         return reason
