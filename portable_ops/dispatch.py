@@ -303,6 +303,7 @@ def _plan(op: Operation, route: Route, arrays: tuple[Any, ...], options: dict[st
     return tuple(asked), bound(_quiet(route, op.definition), route.xp)
 
 
+@functools.cache  # so that there is one for all shapes
 def _loaded_late(kernel: Kernel) -> Callable[..., Any]:
     """The kernel, imported when it is called."""
 
