@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from portable_ops.checks import complaint
 from portable_ops.evaluation.opening import regular_file, size_of
@@ -91,18 +91,23 @@ class Checkpoint:
             It is no checkpoint, is damaged, or is one of other files or options.
         """
         try:
-            with regular_file(str(self.path)) as file, tempfile.TemporaryDirectory() as folder:
+            with regular_file(str(self.path)) as file:
+                return self._loaded(file)
+        except BadFileError as bad:
+            raise ValueError(f"checkpoint: {bad}") from None
+
+    def _loaded(self, file: IO[bytes]) -> Counted:
+        try:
+            with tempfile.TemporaryDirectory() as folder:
                 header, scores = self._read(file, folder)
                 self._require_same(header)
                 return self._counted(header, SegmentationScores.load(scores))
-        except (OSError, _RefusedError):
+        except _RefusedError:
             raise
-        except BadFileError as bad:
-            raise ValueError(f"checkpoint: {bad}") from None
         except Exception as error:  # a damaged file may raise anything, also for want of memory
             raise self._refused("the file", f"cannot be read ({type(error).__name__}: {error})") from error
 
-    def _read(self, file: Any, folder: str) -> tuple[dict[str, Any], Path]:
+    def _read(self, file: IO[bytes], folder: str) -> tuple[dict[str, Any], Path]:
         """The header, and where the scores are now."""
         with zipfile.ZipFile(file) as kept:
             for entry in kept.infolist():
@@ -165,7 +170,9 @@ class Checkpoint:
         for number, one in enumerate(given if isinstance(given, list) else [given]):
             if not (isinstance(one, dict) and one.keys() == {"name", "kind", "reason"}):
                 raise self._refused(f"problems[{number}]", f"is {one!r:.80}", "a name, a kind and a reason")
-            if one["name"] not in names or one["kind"] not in KINDS or not isinstance(one["reason"], str):
+            if not all(isinstance(text, str) for text in one.values()):
+                raise self._refused(f"problems[{number}]", f"is {one!r:.80}", "three strings")
+            if one["name"] not in names or one["kind"] not in KINDS:
                 raise self._refused(
                     f"problems[{number}]", f"is {one!r:.80}", "a problem of an image that was seen, once"
                 )
