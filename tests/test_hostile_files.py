@@ -24,7 +24,7 @@ import pytest
 from portable_ops.evaluation import BadFilesError, evaluate_files
 from portable_ops.evaluation.opening import MAX_PIXELS
 from portable_ops.evaluation.problems import BadFileError
-from portable_ops.evaluation.reading import ENDINGS, open_stack, read_labels
+from portable_ops.evaluation.reading import ENDINGS, _codecs, open_stack, read_labels
 
 Image = pytest.importorskip("PIL.Image", reason="the extra files is not installed")
 tifffile = pytest.importorskip("tifffile", reason="the extra files is not installed")
@@ -154,7 +154,9 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     done = evaluate_files(tmp_path / "pred", tmp_path / "target", num_classes=K, keep_going=True, checkpoint=kept)
     found = {Path(problem.name).name: problem for problem in done.problems}
     assert done.images == 1 and done.result.mean_iou() == 1.0
-    assert {name: found[Path(name).stem].reason for name in said if said[name] in found[Path(name).stem].reason}.keys() == said.keys()
+    assert {
+        name: found[Path(name).stem].reason for name in said if said[name] in found[Path(name).stem].reason
+    }.keys() == said.keys()
     assert all(problem.kind == "unreadable" for problem in done.problems)
     # As stacks, and as a checkpoint.
     for pred in ("pipe.npy", "zero.npy"):
@@ -413,3 +415,10 @@ def test_the_command_says_what_memory_cannot_hold(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code, *asked], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.count("\n") == 1 and "100000000 classes" in done.stderr
+
+
+def test_codecs_are_found_wherever_metadata_names_them() -> None:
+    inner = {"name": "sharding_indexed", "configuration": {"codecs": [{"name": "numcodecs.pickle"}]}}
+    for metadata in (SECOND | {"filters": [PICKLE]}, SECOND | {"compressor": PICKLE}, THIRD, {"codecs": (inner,)}):
+        assert any(name.endswith("pickle") for name in _codecs(metadata))
+    assert not any(name.endswith("pickle") for name in _codecs(SECOND | {"compressor": {"id": "zlib"}}))
