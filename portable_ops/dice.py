@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 from portable_ops.backend import Array
 from portable_ops.checks import (
     Axis,
@@ -64,8 +66,8 @@ def require_overlap_options(
 
 
 def require_number_or_nan(argument: str, value: object) -> None:
-    """Raise TypeError unless the value is a number; nan is one."""
-    if not (isinstance(value, float) and value != value):
+    """Raise TypeError unless the value is a number; nan is one, and so are NumPy's scalars."""
+    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, Real)):
         require_number(argument, value)
 
 

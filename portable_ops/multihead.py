@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
-from portable_ops.attention import scaled_dot_product_attention
+from portable_ops.attention import scaled_dot_product_attention, with_axes
 from portable_ops.backend import Array, get_backend
 from portable_ops.checks import complaint, require_integer, require_number
 from portable_ops.dispatch import operation
@@ -24,7 +24,7 @@ def _check_linear(xp: Namespace, x: Array, weight: Array, bias: Array, /) -> Non
 @operation(_check_linear, public=False)
 def linear(xp: Namespace, x: Array, weight: Array, bias: Array, /) -> Array:
     """A projection of the last axis; weights are (out, in)."""
-    return xp.matmul(x, xp.matrix_transpose(weight)) + bias
+    return xp.matmul(x, xp.matrix_transpose(weight)) + with_axes(xp, bias, x.ndim)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

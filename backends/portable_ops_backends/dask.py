@@ -10,7 +10,7 @@ import numpy as np
 
 from portable_ops.backend import Backend, Kernel, always, load
 from portable_ops_backends import numpy as host
-from portable_ops_backends.options import with_options
+from portable_ops_backends.options import HONOURED, with_options
 
 
 def _dask_array() -> Any:
@@ -65,7 +65,14 @@ def why_unusable(array: Any) -> str | None:
 
 
 def _blocks(name: str, module: str) -> tuple[Kernel, ...]:
-    return (Kernel(name="blocks", function=f"portable_ops_backends.chunked.{module}:{name}", why_not=always),)
+    path = f"portable_ops_backends.chunked.{module}:{name}"
+    options = BEYOND.get(name)
+    several = options is not None or module == "overlap"
+    return (Kernel(name="blocks", function=path, why_not=always, options=options, ignores_several=several),)
+
+
+BEYOND = {"cross_entropy": (*HONOURED["cross_entropy"], "sample_weight")}
+"""Options of which kernels here honour more than elsewhere."""
 
 
 MODULES = {
@@ -80,7 +87,7 @@ MODULES = {
     "dice_loss": "overlap",
     "jaccard_loss": "overlap",
     "tversky_loss": "overlap",
-    "dice_coefficient": "segmentation",
+    "dice_coefficient": "overlap",
     "confusion_matrix": "segmentation",
     "intersection_and_union": "segmentation",
     "soft_sums": "overlap",
@@ -105,5 +112,7 @@ backend = Backend(
     lazy=True,
     deferred=deferred,
     dtypes=("float16", "float32", "float64"),
-    kernels=with_options({name: _blocks(name, module) for name, module in MODULES.items()}),
+    # Overlaps honour all options.
+    kernels={name: _blocks(name, module) for name, module in MODULES.items() if module == "overlap"}
+    | with_options({name: _blocks(name, module) for name, module in MODULES.items() if module != "overlap"}),
 )

@@ -36,7 +36,10 @@ def examine(console: Console) -> None:
     console.print(_machine())
     console.print(_backends())
     for name in po.list_backends():
-        console.print(_kernels(po.get_backend(name)))
+        try:
+            console.print(_kernels(po.get_backend(name)))
+        except Exception as error:  # of a broken library, which must not hide what is told of others
+            console.print(f"{name} is left out, as a call cannot be explained: {error!r}", style="yellow", markup=False)
     console.print(_threads())
     if why_no_numba() is None:
         console.print(_compiled())
@@ -62,7 +65,7 @@ def _machine() -> Table:
 
 
 def _devices(backend: Backend) -> str:
-    return ", ".join(backend.devices()) or "none on this machine"
+    return ", ".join(backend.device_names()) or "none on this machine"
 
 
 def _backends() -> Table:
@@ -90,7 +93,7 @@ def _kernels(backend: Backend) -> Table:
     table = Table(title=f"{backend.name}: what serves a call with {ELEMENTS} elements", title_justify="left")
     for column in ("operation", "served by", "declined"):
         table.add_column(column)
-    devices = backend.devices()
+    devices = backend.device_names()
     for operation in sorted(OPERATIONS):
         if not devices:
             kernels = [kernel.name for kernel in backend.kernels.get(OPERATIONS[operation].base or operation, ())]
@@ -142,7 +145,7 @@ def _missing() -> list[str]:
     for backend in registered_backends().values():
         if not backend.is_installed() and backend.library not in EXTRAS:
             lines.append(f"{backend.library} is not installed: python -m pip install {backend.install}")
-        elif backend.is_installed() and not backend.devices():
+        elif backend.is_installed() and not backend.device_names():
             lines.append(f"{backend.name} is installed, and finds no device on this machine")
     if find_spec("pynvml") is None and any(device.startswith("cuda") for device in _device_names()):
         lines.append('clocks of GPUs are not watched: python -m pip install "portable-ops[bench-gpu]"')
@@ -151,7 +154,7 @@ def _missing() -> list[str]:
 
 def _device_names() -> list[str]:
     backends = registered_backends().values()
-    return list(dict.fromkeys(device for one in backends if one.is_installed() for device in one.devices()))
+    return list(dict.fromkeys(device for one in backends if one.is_installed() for device in one.device_names()))
 
 
 def _pace(here: Environment, readings: Mapping[str, Reading]) -> Table:

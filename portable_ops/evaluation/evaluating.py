@@ -266,6 +266,6 @@ def _require_backend(name: str, device: str | None) -> None:
             complaint("backend", repr(name), "one that counts at once; scheduler= counts on a Dask cluster")
         )
     if device is not None:
-        devices = list(backend.devices())
+        devices = list(backend.device_names())
         # "cuda" is the current one of "cuda:0", "cuda:1", ...
         require_choice("device", device, [*devices, *dict.fromkeys(one.partition(":")[0] for one in devices)])

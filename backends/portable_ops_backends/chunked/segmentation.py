@@ -1,4 +1,4 @@
-"""Dice and counts: sums over blocks, added up by trees."""
+"""Counts: sums over blocks, added up by trees."""
 
 from __future__ import annotations
 
@@ -9,57 +9,17 @@ import numpy as np
 
 import portable_ops
 from portable_ops.backend import Array
-from portable_ops.checks import Axis, normalized_axes, require_known_sizes
+from portable_ops.checks import require_known_sizes
 from portable_ops.counting import Areas
-from portable_ops.dice import dice_of_sums, overlap_sums
-from portable_ops.precision import as_dtype, returned, working
-from portable_ops.ranges import require_unit_range
 from portable_ops_backends.chunked.blocks import (
     Parts,
     added,
     joined,
     mapped,
-    namespace,
-    result_dtype,
     sizes_one,
     whole,
     without_empty_blocks,
 )
-
-
-def dice_coefficient(
-    pred: Array,
-    target: Array,
-    /,
-    *,
-    axis: Axis = None,
-    smooth: float = 0.0,
-    absent: float = 1.0,
-    validate: bool | None = None,
-) -> Array:
-    """See `portable_ops.dice_coefficient`. Ranges are looked at when a block is computed, where it is on the host."""
-    require_known_sizes("pred", pred)
-    axes = normalized_axes(axis, pred)
-    p, dtype = without_empty_blocks(pred), result_dtype(pred)
-    options = {"axes": axes, "validate": validate}
-    parts = mapped(_dice_parts, p, target, dtype=dtype, chunks=sizes_one(p, axes), **options)
-    sums = joined(parts, added, axes, keepdims=True)
-    return mapped(_dice_of_parts, sums, dtype=dtype, smooth=smooth, absent=absent, to=dtype.name).squeeze(axes)
-
-
-def _dice_parts(p: Array, t: Array, axes: tuple[int, ...], validate: bool | None) -> Parts:
-    xp = namespace(p)
-    for name, mask in (("pred", p), ("target", t)):
-        require_unit_range(xp, name, mask, validate=validate)
-    p, _ = working(xp, p)
-    overlap, predicted, actual = overlap_sums(xp, p, as_dtype(xp, t, p), axes, keepdims=True)
-    return overlap, predicted + actual
-
-
-def _dice_of_parts(sums: Parts, smooth: float, absent: float, to: str) -> Array:
-    overlap, total = sums
-    xp = namespace(total)
-    return returned(xp, dice_of_sums(xp, overlap, total, smooth, absent), getattr(xp, to))
 
 
 def _counted(function: Any, pred: Array, target: Array, **options: Any) -> Array:

@@ -259,9 +259,7 @@ class _Tile:
         self.builder, self.dtype, self.bases, self.c, self.first = builder, dtype, bases, c, first
         self.itemsize, self.vector = vector_of(dtype)
         self.vectors = range(vectors)
-        self.peaks = [
-            builder.load(place(builder, peak, first, column), align=self.itemsize) for column in self.vectors
-        ]
+        self.peaks = [builder.load(place(builder, peak, first, column), align=self.itemsize) for column in self.vectors]
 
     def zeros(self) -> list[Any]:
         """A sum for each vector."""

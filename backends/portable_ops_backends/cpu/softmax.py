@@ -246,7 +246,9 @@ def _add_sums(total: Array, lost: Array, short: Array) -> None:
 
 
 @compiled
-def join_columns(block: Array, width: int, keep_powers: bool, peak: Array, rest: Array, ties: Array, total: Array) -> None:
+def join_columns(
+    block: Array, width: int, keep_powers: bool, peak: Array, rest: Array, ties: Array, total: Array
+) -> None:
     """Maxima of a block's columns and sums of their powers but for one 1, that of the maximum, in the block's dtype.
 
     The powers take the entries' place if they are kept. Of as many columns as a line of memory has at a time, up to the end of
