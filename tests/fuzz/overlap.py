@@ -75,7 +75,9 @@ def _masks(pred: Var, target: Any, options: dict[str, Any]) -> tuple[Var, Var, A
     z = pred
     if activation is not None:
         out = dropped if weights is None else dropped | (weights.value == 0)
-        z = where(~out | np.isfinite(z.value), z, 0.0)
+        # A logit of -inf is a probability of 0 whether or not it counts, beside which the others of a row are what they are.
+        usual = ~(np.isnan(z.value) | (z.value == np.inf)) if activation == "softmax" else np.isfinite(z.value)
+        z = where(~out | usual, z, 0.0)
     if activation == "softmax":
         z = moveaxis(softmax(moveaxis(z, class_axis, -1)), -1, class_axis)
     elif activation == "sigmoid":
@@ -145,7 +147,7 @@ def tversky_loss(
     below = smooth if smooth_denominator is None else smooth_denominator
     score = _or_absent(_quotient(both + smooth, size + below, size), size, absent)
     if log_loss:
-        loss = -log(where(score.value >= 1e-7, score, 1e-7))
+        loss = -log(where(~(score.value < 1e-7), score, 1e-7))
     else:
         loss = 1 - score
         loss = loss if not isinstance(gamma, Var) and gamma == 1 else power(loss, gamma)
