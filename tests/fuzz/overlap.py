@@ -75,9 +75,9 @@ def _masks(pred: Var, target: Any, options: dict[str, Any]) -> tuple[Var, Var, A
     z = pred
     if activation is not None:
         out = dropped if weights is None else dropped | (weights.value == 0)
-        # A logit of -inf is a probability of 0 whether or not it counts, beside which the others of a row are what they are.
-        usual = ~(np.isnan(z.value) | (z.value == np.inf)) if activation == "softmax" else np.isfinite(z.value)
-        z = where(~out | usual, z, 0.0)
+        if activation == "softmax":  # a logit that does not count itself counts in the softmax of the others
+            out = np.broadcast_to(out.all(axis=class_axis, keepdims=True), z.shape)
+        z = where(~out | np.isfinite(z.value), z, 0.0)
     if activation == "softmax":
         z = moveaxis(softmax(moveaxis(z, class_axis, -1)), -1, class_axis)
     elif activation == "sigmoid":
