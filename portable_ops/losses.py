@@ -6,6 +6,7 @@ import math
 
 from portable_ops.activations import log_of_sum, log_softmax, shift_of
 from portable_ops.backend import Array
+from portable_ops.broadcasting import with_axes
 from portable_ops.checks import (
     REDUCTIONS,
     IgnoreIndex,
@@ -182,7 +183,7 @@ def cross_entropy(
     s, _ = scaled(xp, sample_weight, z, reduction)
     if s is not None:
         s = xp.broadcast_to(s, z.shape[:axis] + z.shape[axis + 1 :])
-        z = xp.where(xp.expand_dims(s == 0, axis=axis) & ~xp.isfinite(z), 0.0, z)
+        z = _with_softmax(xp, z, axis, s == 0)
     margin = DEFAULT_EPS if eps is None else eps
     if not holds_indices(logits, target, (axis,)):
         t = as_dtype(xp, target, z)
@@ -206,6 +207,10 @@ def cross_entropy(
     else:
         valid = in_range(wide, num_classes)
         index = xp.where(valid, wide, 0)
+        valid = valid if ignored is None else valid | ignored
+    weights = None if w is None else xp.reshape(xp.take(w, xp.reshape(index, (-1,))), index.shape)
+    if weights is not None:
+        z = _with_softmax(xp, z, axis, weights == 0)
     if ignored is not None:  # what is ignored may be nan, and its gradient is 0 nevertheless
         z = xp.where(xp.expand_dims(ignored, axis=axis), 0.0, z)
     if from_logits and 0 not in z.shape:
@@ -217,7 +222,6 @@ def cross_entropy(
         loss = normalizer - picked
     else:
         loss = -log_of(xp, picked, margin)
-    weights = None if w is None else xp.reshape(xp.take(w, xp.reshape(index, (-1,))), index.shape)
     if weights is not None:
         loss = product(xp, weights, loss)
     if not is_exactly(label_smoothing, 0):
@@ -234,6 +238,14 @@ def cross_entropy(
         loss = xp.where(ignored, 0.0, loss)
         weights = xp.astype(~ignored, loss.dtype) if weights is None else xp.where(ignored, 0.0, weights)
     return returned(xp, reduced(xp, loss, weights, reduction), dtype)
+
+
+def _with_softmax(xp: Namespace, z: Array, axis: int, nothing: Array) -> Array:
+    """Logits, made 0 for elements that count nothing and have no softmax: nan in their gradients would be nan times 0."""
+    if 0 in z.shape:
+        return z
+    lost = ~xp.isfinite(xp.max(z, axis=axis, keepdims=True))
+    return xp.where(xp.expand_dims(nothing, axis=axis) & lost, 0.0, z)
 
 
 def _check_binary_cross_entropy(
@@ -348,7 +360,7 @@ def binary_cross_entropy(
     pw, pos_scale = scaled(xp, pos_weight, z, reduction)
     w, scale = scaled(xp, weight, z, reduction)
     if pw is not None:
-        positive = positive * pw
+        positive = positive * with_axes(xp, pw, z.ndim)
         negative = negative if pos_scale is None else negative / pos_scale
     if from_logits:
         loss_if_positive, loss_if_negative = losses_of_logits(xp, z)
@@ -357,7 +369,7 @@ def binary_cross_entropy(
         loss_if_positive, loss_if_negative = -log_of(xp, z, margin), -log_of(xp, 1 - z, margin)
     loss = product(xp, positive, loss_if_positive) + product(xp, negative, loss_if_negative)
     if w is not None:
-        loss = product(xp, w, loss)
+        loss = product(xp, with_axes(xp, w, z.ndim), loss)
     if s is not None:
         loss = product(xp, s, loss)
     if kept is not None:

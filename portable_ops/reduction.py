@@ -46,7 +46,9 @@ def magnitude(xp: Namespace, weights: Array) -> Array:
         return xp.ones((), dtype=weights.dtype, device=backend_of(weights).device_of(weights))
     largest = xp.max(xp.abs(backend_of(weights).detached(weights)))
     unusual = ((largest > _LARGE) | ((largest < 1 / _LARGE) & (largest > 0))) & xp.isfinite(largest)
-    return xp.where(unusual, largest, 1.0)
+    # Compilers divide by a number by multiplying with its inverse, which must not be a denormal one.
+    most = float(xp.finfo(weights.dtype).max) ** 0.75
+    return xp.where(unusual, xp.where(largest > 1, xp.where(largest < most, largest, most), 1 / most), 1.0)
 
 
 _LARGE = 2.0**40

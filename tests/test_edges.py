@@ -58,8 +58,12 @@ def test_softmax_family_of_a_scalar(target: Target) -> None:
     assert_close(po.log_softmax(x, axis=None), 0.0, LOSS, target)
     assert_close(po.logsumexp(x, axis=None), 3.0, LOSS, target)
     assert_close(po.sigmoid(x), 1 / (1 + math.exp(-3)), ULP, target)
-    with pytest.raises(ValueError, match="axis: got -1; expected None"):
-        po.softmax(x)
+    for axis in (0, -1):  # as of a vector of it
+        assert_close(po.softmax(x, axis=axis), 1.0, ULP, target, target.dtype)
+        assert_close(po.log_softmax(x, axis=axis), 0.0, LOSS, target)
+        assert_close(po.logsumexp(x, axis=axis), 3.0, LOSS, target)
+    with pytest.raises(ValueError, match="axis: got 1; expected None"):
+        po.softmax(x, axis=1)
 
 
 def test_rows_with_infinities_and_nan(target: Target) -> None:

@@ -117,11 +117,14 @@ def why_not_torch_attention(
         return "torch's dropout takes no generator"
     if 0 in query.shape or 0 in key.shape or 0 in value.shape:
         return "size 0"
-    if query.ndim > 4:
+    if max(query.ndim, key.ndim, value.ndim) > 4:
         return "torch's kernels take four axes"
     if query.dtype not in (np.float16, np.float32, np.float64):
         return f"{query.dtype} is converted first"
-    return availability.why_not_fused_attention(query, value, key.shape[-2], ndim=4, enable_gqa=enable_gqa)
+    arrays = (query, key, value) if bias is None else (query, key, value, bias)
+    widened = query.dtype == np.float16 and any(array.dtype != np.float16 for array in arrays)
+    dtype = "float32" if widened else str(query.dtype)
+    return availability.why_not_fused_attention(query, key, value, dtype=dtype, ndim=4, enable_gqa=enable_gqa)
 
 
 def _cuda(

@@ -10,7 +10,7 @@ import numpy as np
 
 from portable_ops.backend import Backend, Kernel, always, load
 from portable_ops_backends import numpy as host
-from portable_ops_backends.options import with_options
+from portable_ops_backends.options import HONOURED, with_options
 
 
 def _dask_array() -> Any:
@@ -66,7 +66,13 @@ def why_unusable(array: Any) -> str | None:
 
 def _blocks(name: str, module: str) -> tuple[Kernel, ...]:
     path = f"portable_ops_backends.chunked.{module}:{name}"
-    return (Kernel(name="blocks", function=path, why_not=always, ignores_several=module == "overlap"),)
+    options = BEYOND.get(name)
+    several = options is not None or module == "overlap"
+    return (Kernel(name="blocks", function=path, why_not=always, options=options, ignores_several=several),)
+
+
+BEYOND = {"cross_entropy": (*HONOURED["cross_entropy"], "sample_weight")}
+"""Options of which kernels here honour more than elsewhere."""
 
 
 MODULES = {

@@ -77,7 +77,13 @@ def mapped(function: Callable[..., Any], *arrays: Array | None, dtype: Any, **op
 def _with_gaps(function: Callable[..., Any], gaps: tuple[bool, ...], *blocks: Array, **options: Any) -> Any:
     """Call with None in the gaps."""
     rest = iter(blocks)
-    return function(*(None if gap else next(rest) for gap in gaps), **options)
+    return quietly(function, *(None if gap else next(rest) for gap in gaps), **options)
+
+
+def quietly(function: Callable[..., Any], *blocks: Any, **options: Any) -> Any:
+    """Call without NumPy's warnings, as the operations themselves do: what is not finite says so itself."""
+    with np.errstate(all="ignore"):
+        return function(*blocks, **options)
 
 
 def aligned(array: Array, like: Array) -> Array:
@@ -125,7 +131,7 @@ def _as_is(block: Parts, axis: Any = None, keepdims: bool = True) -> Parts:
 
 
 def _merged(merge: Callable[[Sequence[Parts]], Parts], nested: Any, axis: Any = None, keepdims: bool = True) -> Parts:
-    return merge(list(_flattened(nested)))
+    return quietly(merge, list(_flattened(nested)))
 
 
 def _flattened(nested: Any) -> Iterable[Parts]:
@@ -153,7 +159,7 @@ def sizes_one(array: Array, axes: Iterable[int]) -> tuple[tuple[int, ...], ...]:
 def whole(function: Callable[..., Any], parts: Array, shape: tuple[int, ...], dtype: Any) -> Array:
     """An array of one block: the function of the `Parts` in a 0-d array."""
     return da.map_blocks(
-        function,
+        partial(quietly, function),
         parts,
         new_axis=list(range(len(shape))) or None,
         chunks=tuple((size,) for size in shape),

@@ -7,18 +7,19 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import array_api_compat.dask.array as lazy
 import dask.array as da
 import numpy as np
 
 import portable_ops
 from portable_ops.backend import Array
-from portable_ops.checks import require_known_sizes
+from portable_ops.checks import IgnoreIndex, require_known_sizes
 from portable_ops.labels import ignored_labels, in_range, require_in_range, widened
 from portable_ops.losses import DEFAULT_EPS
 from portable_ops.precision import as_dtype, returned, summed, working
-from portable_ops.reduction import log_of, mean_of_sums, product
+from portable_ops.reduction import log_of, mean_of_sums, product, scaled
 from portable_ops.routes import values_are_at_hand
-from portable_ops.targets import along, class_axis_of, holds_indices
+from portable_ops.targets import along, class_axes_of, class_axis_of, flattened_classes, holds_indices
 from portable_ops_backends.chunked.activations import log_softmax
 from portable_ops_backends.chunked.blocks import (
     Parts,
@@ -82,9 +83,10 @@ def cross_entropy(
     target: Array,
     /,
     *,
-    class_axis: int | None = None,
+    class_axis: int | tuple[int, ...] | None = None,
     weight: Array | None = None,
-    ignore_index: int | None = None,
+    sample_weight: Array | None = None,
+    ignore_index: IgnoreIndex = None,
     label_smoothing: float = 0.0,
     reduction: str = "mean",
     from_logits: bool = True,
@@ -92,11 +94,18 @@ def cross_entropy(
 ) -> Array:
     """See `portable_ops.cross_entropy`. Indices are validated when a block is computed, where it is on the host."""
     require_known_sizes("logits", logits)
+    if isinstance(class_axis, tuple):
+        logits, target = flattened_classes(lazy, logits, target, class_axes_of(class_axis, logits))
+        class_axis = -1
     axis = class_axis_of(class_axis, logits)
     z, dtype, num_classes = in_working_dtype(logits), result_dtype(logits), logits.shape[axis]
     indices = holds_indices(logits, target, axis)
     t = da.expand_dims(without_empty_blocks(target), axis) if indices else target
-    w = None if weight is None else along(da, without_empty_blocks(weight), axis, z.ndim)
+    w, scale = scaled(lazy, weight, z, reduction)
+    w = None if w is None else along(da, without_empty_blocks(w), axis, z.ndim)
+    s, _ = scaled(lazy, sample_weight, z, reduction)
+    if s is not None:
+        s = da.expand_dims(da.broadcast_to(without_empty_blocks(s), z.shape[:axis] + z.shape[axis + 1 :]), axis)
     options: dict[str, Any] = {"axis": axis, "label_smoothing": label_smoothing, "from_logits": from_logits, "eps": eps}
     chunks = sizes_one(z, (axis,))
     if z.numblocks[axis] == 1:
@@ -116,8 +125,25 @@ def cross_entropy(
             losses = mapped(_finished, losses, t, dtype=z.dtype, **more)
         else:
             losses = mapped(_unweighted, losses, dtype=z.dtype)
+    if s is not None:
+        losses = mapped(_sampled, losses, s, dtype=z.dtype)
+    if scale is not None and not indices:
+        losses = mapped(_scaled_back, losses, scale, dtype=z.dtype)
     result = reduced_blocks(losses, reduction, dtype)
     return result.squeeze(axis) if reduction == "none" else result
+
+
+def _sampled(parts: Parts, s: Array) -> Parts:
+    """Losses of a block and their weights, each times the weight of its element."""
+    loss, weights = parts
+    xp = namespace(loss)
+    s = as_dtype(xp, s, loss)
+    return product(xp, s, loss), s if weights is None else weights * s
+
+
+def _scaled_back(parts: Parts, scale: Array) -> Parts:
+    loss, weights = parts
+    return loss * scale, weights
 
 
 def _losses_of_probabilities(

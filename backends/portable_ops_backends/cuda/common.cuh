@@ -128,30 +128,47 @@ __device__ inline C over_lanes(C value, Operation combine) {
     return value;
 }
 
-// The maximum of logits and the sum of the exponentials below it, in one pass. An infinite maximum is not subtracted from
-// itself, so that the logarithm of the sum of the exponentials, peak + log(sum), is right for infinities, too.
+// The maximum of logits, how many are at it, and the sum of the exponentials of the others below it, in one pass. Those at it
+// are 1, beside which a small sum would lose its digits. An infinite maximum is not subtracted from itself, so that the logarithm
+// of the sum of the exponentials, peak + log_sum(), is right for infinities, too.
 template <typename C>
 struct Normalizer {
     C peak = -infinity();
-    C sum = 0;
+    C ties = 0;
+    C others = 0;
 
     __device__ void take(C z) {
         if (z > peak) {
-            sum = sum * power_of_e(peak - z) + 1;
+            others = (others + ties) * power_of_e(peak - z);
+            ties = 1;
             peak = z;
         } else {
-            sum += power_below(z);
+            add(z);
         }
     }
 
+    // Of a logit that is not above the maximum: its exponential.
+    __device__ C add(C z) {
+        const C power = power_below(z);
+        const bool at_peak = z == peak;
+        ties += at_peak ? C(1) : C(0);
+        others += at_peak ? C(0) : power;
+        return power;
+    }
+
     __device__ C power_below(C z) const { return z == peak ? C(1) : power_of_e(z - peak); }
+
+    __device__ C sum() const { return ties + others; }
+    __device__ C log_sum() const { return logarithm_of_1_plus((ties - 1) + others); }
 
     // Of what `LANES` threads have taken.
     template <int LANES>
     __device__ Normalizer merged() const {
         Normalizer all;
         all.peak = over_lanes<LANES>(peak, Maximum());
-        all.sum = over_lanes<LANES>(sum == 0 ? C(0) : sum * all.power_below(peak), Sum());
+        const bool at_peak = peak == all.peak;
+        all.ties = over_lanes<LANES>(at_peak ? ties : C(0), Sum());
+        all.others = over_lanes<LANES>(at_peak ? others : (ties + others) * power_of_e(peak - all.peak), Sum());
         return all;
     }
 };

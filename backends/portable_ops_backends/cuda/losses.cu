@@ -7,8 +7,8 @@ constexpr int SUM_THREADS = 256;
 // The loss of one element: `spread` is the weighted sum of the losses of all classes, which label smoothing needs.
 template <typename C>
 __device__ inline C loss_of(const Normalizer<C>& line, C picked, C weight, C smoothing, C spread, int classes) {
-    if (is_infinite(line.peak)) return not_a_number();
-    const C loss = (logarithm(line.sum) - (picked - line.peak)) * weight;
+    C loss = 0;  // what has weight 0 does not count
+    if (weight != 0) loss = is_infinite(line.peak) ? not_a_number() : (line.log_sum() - (picked - line.peak)) * weight;
     return smoothing > 0 ? (1 - smoothing) * loss + smoothing * (spread / classes) : loss;
 }
 
@@ -26,7 +26,10 @@ struct Targets {
     __device__ C weight_of(unsigned label) const { return weights == nullptr ? C(1) : weights[label]; }
 
     // What a class adds to the spread of a smoothed loss.
-    __device__ C share_of(int c, C z, C peak, C log_sum) const { return weight_of(c) * (log_sum - (z - peak)); }
+    __device__ C share_of(int c, C z, C peak, C log_sum) const {
+        const C weight = weight_of(c);
+        return weight == 0 ? C(0) : weight * (log_sum - (z - peak));
+    }
 };
 
 // Losses as they are found: written one by one, or summed.
@@ -83,11 +86,13 @@ __global__ void __launch_bounds__(SUM_THREADS)
 #pragma unroll
             for (int c = 0; c < ITEMS; ++c) line.peak = Maximum()(line.peak, items[c]);
 #pragma unroll
-            for (int c = 0; c < ITEMS; ++c) line.sum += c < classes ? line.power_below(items[c]) : C(0);
+            for (int c = 0; c < ITEMS; ++c) {
+                if (c < classes) line.add(items[c]);
+            }
         }
         C spread = 0;
         if (smoothing > 0) {
-            const C log_sum = logarithm(line.sum);
+            const C log_sum = line.log_sum();
             if constexpr (ITEMS == 0) {
                 for (int c = 0; c < classes; ++c) {
                     spread += targets.share_of(c, value_of(column[c * inner]), line.peak, log_sum);
@@ -134,7 +139,7 @@ __global__ void __launch_bounds__(SUM_THREADS)
         const Normalizer<C> line = own.template merged<LANES>();
         C spread = 0;
         if (smoothing > 0) {
-            const C log_sum = logarithm(line.sum);
+            const C log_sum = line.log_sum();
             for (int c = lane; counts && c < classes; c += LANES) {
                 spread += targets.share_of(c, value_of(row[c]), line.peak, log_sum);
             }

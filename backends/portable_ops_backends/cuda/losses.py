@@ -8,6 +8,7 @@ import numpy as np
 
 from portable_ops.backend import Array
 from portable_ops.checks import Axis, normalized_axes
+from portable_ops.reduction import scaled
 from portable_ops.routes import backend_of, device_of, namespace_of
 from portable_ops.targets import class_axis_of
 from portable_ops_backends.cuda.activations import WARP, power_of_two
@@ -45,7 +46,8 @@ def cross_entropy(
     classes, inner, elements = logits.shape[axis], math.prod(logits.shape[axis + 1 :]), math.prod(target.shape)
     logits, target = library.contiguous(logits), library.contiguous(target)
     if weight is not None:
-        weight = library.contiguous(xp.astype(weight, xp.float64 if logits.dtype == xp.float64 else xp.float32))
+        weight = xp.astype(weight, xp.float64 if logits.dtype == xp.float64 else xp.float32)
+        weight = library.contiguous(scaled(xp, weight, weight, reduction)[0])  # a mean does not depend on the scale
     sizes: tuple[np.generic, ...]
     if inner == 1:
         lanes = THREADS if classes > WARP * 32 else min(WARP, power_of_two(classes))

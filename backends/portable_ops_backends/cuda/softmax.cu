@@ -8,12 +8,12 @@ enum Result { SOFTMAX, WEIGHTS, LOG_SOFTMAX, LOGSUMEXP };
 constexpr int ROW_THREADS = 128;
 constexpr int COLUMN_THREADS = 256;
 
-// `sum` is that of the exponentials below `peak`; a line whose maximum is infinite is nan.
+// A line whose maximum is infinite is nan.
 template <int RESULT, typename C>
 __device__ inline C normalized(C power, C z, const Normalizer<C>& line) {
-    if (RESULT == WEIGHTS && line.peak == -infinity() && line.sum == line.sum) return 0;
+    if (RESULT == WEIGHTS && line.peak == -infinity() && line.others == line.others) return 0;
     if (is_infinite(line.peak)) return not_a_number();
-    return RESULT == SOFTMAX || RESULT == WEIGHTS ? power / line.sum : (z - line.peak) - logarithm(line.sum);
+    return RESULT == SOFTMAX || RESULT == WEIGHTS ? power / line.sum() : (z - line.peak) - line.log_sum();
 }
 
 // Rows of up to LANES * CHUNKS * WIDTH elements, held in registers; LANES threads share a row, and each reads WIDTH elements
@@ -48,15 +48,15 @@ __global__ void __launch_bounds__(LANES > WARP ? LANES : ROW_THREADS)
         const bool inside = exists && (chunk * LANES + lane) * WIDTH < size;
 #pragma unroll
         for (int i = 0; i < WIDTH; ++i) {
-            const C power = inside ? line.power_below(items[chunk][i]) : C(0);
-            line.sum += power;
+            const C power = inside ? line.add(items[chunk][i]) : C(0);
             if (RESULT != LOG_SOFTMAX) items[chunk][i] = power;
         }
     }
-    line.sum = over_lanes<LANES>(line.sum, Sum());
+    line.ties = over_lanes<LANES>(line.ties, Sum());
+    line.others = over_lanes<LANES>(line.others, Sum());
     if (!exists) return;
     if constexpr (RESULT == LOGSUMEXP) {
-        if (lane == 0) out[row] = stored<T>(line.peak + logarithm(line.sum));
+        if (lane == 0) out[row] = stored<T>(line.peak + line.log_sum());
         return;
     }
 #pragma unroll
@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(LANES)
     for (Index i = threadIdx.x; i < size; i += LANES) own.take(value_of(from[i]));
     const Normalizer<C> line = own.template merged<LANES>();
     if constexpr (RESULT == LOGSUMEXP) {
-        if (threadIdx.x == 0) out[row] = stored<T>(line.peak + logarithm(line.sum));
+        if (threadIdx.x == 0) out[row] = stored<T>(line.peak + line.log_sum());
         return;
     }
     for (Index i = threadIdx.x; i < size; i += LANES) {
@@ -129,14 +129,14 @@ __global__ void __launch_bounds__(HEIGHT * WARP > COLUMN_THREADS ? HEIGHT * WARP
     line.peak = over_heights<HEIGHT>(line.peak, Maximum());
 #pragma unroll
     for (int i = 0; i < ITEMS; ++i) {
-        const C power = exists && i * HEIGHT + height < size ? line.power_below(items[i]) : C(0);
-        line.sum += power;
+        const C power = exists && i * HEIGHT + height < size ? line.add(items[i]) : C(0);
         if (RESULT != LOG_SOFTMAX) items[i] = power;
     }
-    line.sum = over_heights<HEIGHT>(line.sum, Sum());
+    line.ties = over_heights<HEIGHT>(line.ties, Sum());
+    line.others = over_heights<HEIGHT>(line.others, Sum());
     if (!exists) return;
     if constexpr (RESULT == LOGSUMEXP) {
-        if (height == 0) out[column] = stored<T>(line.peak + logarithm(line.sum));
+        if (height == 0) out[column] = stored<T>(line.peak + line.log_sum());
         return;
     }
 #pragma unroll

@@ -7,6 +7,7 @@ rows one number after the other.
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Callable
 from functools import partial
@@ -23,7 +24,7 @@ from portable_ops.dispatch import OPERATIONS
 from portable_ops.labels import ignored_labels, in_range, must_validate, require_in_range, widened
 from portable_ops.ranges import HIGHEST, LOWEST, require_unit_range
 from portable_ops.routes import values_are_at_hand
-from portable_ops.targets import class_axis_of
+from portable_ops.targets import class_axes_of
 from portable_ops_backends.jax import require_key
 
 _NUMBERS = frozenset({"alpha", "beta", "smooth", "smooth_denominator", "absent", "scale"})
@@ -75,8 +76,10 @@ def _compiled_loss(name: str) -> Callable[..., Any]:
     return loss
 
 
-def _require_indices(pred: Array, target: Array, class_axis: int | None, ignore_index: IgnoreIndex) -> None:
-    num_classes = pred.shape[class_axis_of(class_axis, pred)]
+def _require_indices(
+    pred: Array, target: Array, class_axis: int | tuple[int, ...] | None, ignore_index: IgnoreIndex
+) -> None:
+    num_classes = math.prod(pred.shape[axis] for axis in class_axes_of(class_axis, pred))
     if _has_misfit(target, num_classes, ignore_index):
         ignored = ignored_labels(xp, target, ignore_index)
         require_in_range(xp, "target", target, num_classes, None if ignored is None else ~ignored)
@@ -278,7 +281,7 @@ def _scanned(
         )
         rest = jax.checkpoint(attend)(q[..., whole:, :], m, b, whole, blocks)
         result = xp.concat([result, rest], axis=-2)
-    return like_query(xp, result, query, value)
+    return like_query(xp, result, query, key, value, enable_gqa)
 
 
 def _has_rows(array: Array, rows: int) -> bool:

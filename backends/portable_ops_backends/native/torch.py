@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from portable_ops.attention import weights_shape
 from portable_ops.checks import Axis, normalized_axes
 from portable_ops.counting import Areas, count_areas, count_pairs
 from portable_ops.dispatch import OPERATIONS
 from portable_ops.routes import values_are_at_hand
+from portable_ops_backends.native.torch_availability import is_widened
 from portable_ops_backends.torch_tensors import is_plain
-
 
 NEAR_ONE = 2.0**-6
 """A probability nearer to 1 is saturated: of its logarithm, and of what it is less than 1, torch keeps too few digits."""
@@ -97,7 +98,7 @@ def logsumexp_of_halves(x: Tensor, /, *, axis: Axis = -1, keepdims: bool = False
 def _keeps_digits(x: Tensor, differentiable: bool) -> bool:
     """Whether logarithms of sums are far from 0 and, as torch makes the gradient of them, not too far."""
     if x.numel() <= FEW:
-        return all(NEAR_ONE <= abs(value) and (not differentiable or abs(value) < FAR) for value in _listed(x))
+        return all(abs(value) >= NEAR_ONE and (not differentiable or abs(value) < FAR) for value in _listed(x))
     low, high = torch.aminmax(x.detach().abs())
     return low.item() >= NEAR_ONE and (not differentiable or high.item() < FAR)
 
@@ -144,9 +145,35 @@ def scaled_dot_product_attention(
     enable_gqa: bool = False,
 ) -> Tensor:
     """See `portable_ops.scaled_dot_product_attention`."""
+    options = {"mask": mask, "bias": bias, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
+    if is_widened(query, key, value, bias):
+        # Rounded to halves, a bias of -1e9 would be -inf, and one of 30 off by more than the result may be.
+        wide = query.float(), key.float(), value.float()
+        options["bias"] = None if bias is None else bias.float()
+        with torch.autocast(query.device.type, enabled=False):
+            return _served(*wide, **options).to(query.dtype)
     dtype = query.dtype
-    key, value = key.to(dtype), value.to(dtype)
-    bias = None if bias is None else bias.to(dtype)
+    return _served(query, key.to(dtype), value.to(dtype), **options)
+
+
+def _served(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+) -> Tensor:
+    """Attention of arrays of one dtype."""
+    own = 3 if enable_gqa else 2
+    if not query.shape[:-own] == key.shape[:-own] == value.shape[:-own]:
+        # Without common axes torch holds all weights at once. Views take no memory.
+        lead = weights_shape(query, key, value, enable_gqa)[:-own]
+        query, key, value = (x.expand(*lead, *x.shape[-own:]) for x in (query, key, value))
+    bias = None if bias is None else bias.to(query.dtype)
     options = {"scale": scale, "enable_gqa": enable_gqa}
     if not is_causal or (mask is None and bias is None):
         return _attend(query, key, value, mask, bias, is_causal, options)
@@ -193,6 +220,11 @@ def _attend(
         # Values at hand were found finite by why_not.
         return F.scaled_dot_product_attention(query, key, value, attend, is_causal=is_causal, **options)
     # Where values cannot be looked at, what is not finite is replaced, and rows that attend to it become nan.
+    # A product that overflows would be nan beside a mask: keys to which nothing attends must be no part of any.
+    if mask is not None:
+        key = torch.where(_is_used(mask, key, options["enable_gqa"]), key, 0)
+    elif key.shape[-2] > query.shape[-2]:
+        key, value = key[..., : query.shape[-2], :], value[..., : query.shape[-2], :]
     bad_query, bad_key = (~x.isfinite().all(-1, keepdim=True) for x in (query, key))
     bad = ~value.isfinite() | bad_key
     query, key, clean = torch.where(bad_query, 0, query), torch.where(bad_key, 0, key), torch.where(bad, 0, value)
@@ -207,6 +239,14 @@ def _attend(
         rows, columns = query.shape[-2], key.shape[-2]
         met = met.float().cumsum(-2)[..., torch.arange(rows, device=query.device).clamp(max=columns - 1), :]
     return torch.where((met > 0) | bad_query, torch.nan, result)
+
+
+def _is_used(mask: Tensor, key: Tensor, enable_gqa: bool) -> Tensor:
+    """Whether a query attends to a key, with an axis for the channels."""
+    used = mask.any(-2) if mask.ndim > 1 else mask
+    if enable_gqa and used.ndim > 1 and used.shape[-2] > 1:
+        used = used.unflatten(-2, (key.shape[-3], -1)).any(-2)
+    return used[..., None]
 
 
 def confusion_matrix(
