@@ -231,7 +231,8 @@ def cross_entropy(
         spread = label_smoothing * summed(xp, per_class, axis) / max(num_classes, 1)
         loss = spread if is_exactly(label_smoothing, 1) else (1 - label_smoothing) * loss + spread
     if valid is not None:  # a label that could not be refused above is not lost silently: it makes the loss nan
-        loss = xp.where(valid, loss, math.nan)
+        # One that is ignored is not made nan first: the gradient of its weight would be.
+        loss = xp.where(valid if ignored is None else valid | ignored, loss, math.nan)
     if s is not None:
         loss, weights = product(xp, s, loss), s if weights is None else weights * s
     if ignored is not None:
