@@ -8,6 +8,7 @@ from numbers import Real
 from typing import Any
 
 from portable_ops.backend import Array
+from portable_ops.broadcasting import broadcast_shapes, with_axes
 from portable_ops.checks import (
     Number,
     complaint,
@@ -86,22 +87,6 @@ def _require_shapes(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], 
     if broadcast_shapes(q[:-own], k[:-own], v[:-own]) is None:
         wanted = f"leading axes that broadcast with those of query, {q[:-own]}, and key, {k[:-own]}"
         raise ValueError(complaint("value", f"shape {v}", wanted))
-
-
-def broadcast_shapes(*shapes: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The shape to which arrays of these shapes broadcast; None if they do not.
-
-    Unlike `numpy.broadcast_shapes` it takes sizes that a compiler traces.
-    """
-    if all(shape == shapes[0] for shape in shapes[1:]):
-        return shapes[0]
-    found: list[int] = []
-    for axis in range(-max(map(len, shapes)), 0):
-        sizes = [shape[axis] for shape in shapes if len(shape) >= -axis and shape[axis] != 1]
-        if any(size != sizes[0] for size in sizes):
-            return None
-        found.append(sizes[0] if sizes else 1)
-    return tuple(found)
 
 
 def weights_shape(query: Array, key: Array, value: Array, enable_gqa: bool) -> tuple[int, ...]:
@@ -235,11 +220,6 @@ def arranged(
         q = xp.broadcast_to(q, (*weights[:-1], q.shape[-1]))
     k, v = with_axes(xp, k, q.ndim), with_axes(xp, v, q.ndim)
     return q, k, v, *(None if array is None else with_axes(xp, array, q.ndim) for array in (mask, bias))
-
-
-def with_axes(xp: Namespace, array: Array, ndim: int) -> Array:
-    """The array with axes of size one in front: a library may be told to refuse ranks that differ."""
-    return array if array.ndim == ndim else xp.reshape(array, (1,) * (ndim - array.ndim) + tuple(array.shape))
 
 
 def like_query(xp: Namespace, result: Array, query: Array, key: Array, value: Array, enable_gqa: bool) -> Array:

@@ -75,6 +75,8 @@ def _masks(pred: Var, target: Any, options: dict[str, Any]) -> tuple[Var, Var, A
     z = pred
     if activation is not None:
         out = dropped if weights is None else dropped | (weights.value == 0)
+        if activation == "softmax":  # a logit that does not count itself counts in the softmax of the others
+            out = np.broadcast_to(out.all(axis=class_axis, keepdims=True), z.shape)
         z = where(~out | np.isfinite(z.value), z, 0.0)
     if activation == "softmax":
         z = moveaxis(softmax(moveaxis(z, class_axis, -1)), -1, class_axis)
@@ -145,7 +147,7 @@ def tversky_loss(
     below = smooth if smooth_denominator is None else smooth_denominator
     score = _or_absent(_quotient(both + smooth, size + below, size), size, absent)
     if log_loss:
-        loss = -log(where(score.value >= 1e-7, score, 1e-7))
+        loss = -log(where(~(score.value < 1e-7), score, 1e-7))
     else:
         loss = 1 - score
         loss = loss if not isinstance(gamma, Var) and gamma == 1 else power(loss, gamma)

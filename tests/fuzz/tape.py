@@ -197,7 +197,7 @@ def focused(missed: Var, exponent: Any) -> Var:
     n = lift(exponent)
     m = missed.value
     wrong = -np.expm1(-m)
-    some = wrong > 0
+    some = ~(wrong <= 0)  # nan is some
     base = np.where(some, wrong, REAL(1))
     weight = np.where(n.value == 0, REAL(1), np.where(some, base**n.value, REAL(0)))
     value = times(weight, m)

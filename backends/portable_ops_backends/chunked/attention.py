@@ -12,6 +12,7 @@ from dask.array.utils import meta_from_array
 
 from portable_ops import attention as core
 from portable_ops.backend import Array
+from portable_ops.broadcasting import with_axes
 from portable_ops.checks import require_known_sizes
 from portable_ops.precision import returned
 from portable_ops.routes import device_of
@@ -134,7 +135,7 @@ def _attended(
         m, b, d = (core.part(array, -2, part) for array in (mask, bias, draws))
         if is_causal:
             earlier = beside(rows, query)[part][:, None] >= beside(columns, query)[None, :]
-            earlier = core.with_axes(xp, earlier, q.ndim)
+            earlier = with_axes(xp, earlier, q.ndim)
             m = earlier if m is None else m & earlier
         dropout = None if d is None else partial(core.dropped, draws=d, p=dropout_p)
         chosen = q[..., part, :], k, v
