@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 from portable_ops.backend import Array
+from portable_ops.broadcasting import broadcast_shapes, with_axes
 from portable_ops.checks import (
     Number,
     complaint,
@@ -49,7 +51,7 @@ def _check_attention(
     if enable_gqa or not query.shape == key.shape == value.shape:
         _require_shapes(tuple(query.shape), tuple(key.shape), tuple(value.shape), enable_gqa)
     if mask is not None or bias is not None:
-        weights = (*query.shape[:-1], key.shape[-2])
+        weights = weights_shape(query, key, value, enable_gqa)
         if mask is not None:
             require_bool("mask", mask)
             require_broadcastable("mask", mask, "the attention weights", weights)
@@ -67,17 +69,32 @@ def _require_shapes(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], 
     """Raise ValueError unless query, key and value of these shapes fit together."""
     if k[-1] != q[-1]:
         raise ValueError(complaint("key", f"shape {k}", f"the dim of query, {q[-1]}, as the last axis"))
-    if v[:-1] != k[:-1]:
-        raise ValueError(complaint("value", f"shape {v}", f"the shape of key up to the last axis, {k[:-1]}"))
+    if v[-2] != k[-2]:
+        raise ValueError(complaint("value", f"shape {v}", f"the tokens of key, {k[-2]}, along the last axis but one"))
     if enable_gqa:
-        if len(q) < 3 or len(k) < 3:
-            raise ValueError(complaint("enable_gqa", True, "query and key of shape (..., heads, tokens, dim)"))
-        if k[:-3] != q[:-3] or k[-3] == 0 or q[-3] % k[-3]:
-            wanted = f"the leading axes of query, {q[:-3]}, and a number of heads that divides {q[-3]}"
-            raise ValueError(complaint("key", f"shape {k}", wanted))
-    elif k[:-2] != q[:-2]:
-        wanted = f"the leading axes of query, {q[:-2]} (enable_gqa=True shares heads)"
-        raise ValueError(complaint("key", f"shape {k}", wanted))
+        if len(q) < 3 or len(k) < 3 or len(v) < 3:
+            raise ValueError(complaint("enable_gqa", True, "query, key and value of shape (..., heads, tokens, dim)"))
+        if k[-3] == 0 or q[-3] % k[-3]:
+            raise ValueError(complaint("key", f"shape {k}", f"a number of heads that divides {q[-3]}, that of query"))
+        if v[-3] != k[-3]:
+            raise ValueError(complaint("value", f"shape {v}", f"the heads of key, {k[-3]}, along the third last axis"))
+    own = 3 if enable_gqa else 2
+    if broadcast_shapes(q[:-own], k[:-own]) is None:
+        hint = "" if enable_gqa else " (enable_gqa=True shares heads)"
+        raise ValueError(
+            complaint("key", f"shape {k}", f"leading axes that broadcast with those of query, {q[:-own]}{hint}")
+        )
+    if broadcast_shapes(q[:-own], k[:-own], v[:-own]) is None:
+        wanted = f"leading axes that broadcast with those of query, {q[:-own]}, and key, {k[:-own]}"
+        raise ValueError(complaint("value", f"shape {v}", wanted))
+
+
+def weights_shape(query: Array, key: Array, value: Array, enable_gqa: bool) -> tuple[int, ...]:
+    """(..., heads, N, M), the shape of the attention weights, of arrays that fit together."""
+    own = 3 if enable_gqa else 2
+    lead = broadcast_shapes(*(tuple(array.shape[:-own]) for array in (query, key, value)))
+    assert lead is not None
+    return (*lead, *query.shape[-own:-1], key.shape[-2])
 
 
 @operation(_check_attention, keyword_arrays=("mask", "bias"))
@@ -103,6 +120,7 @@ def scaled_dot_product_attention(
     query : array of shape (..., heads, N, D), real
     key : array of shape (..., heads, M, D)
     value : array of shape (..., heads, M, E)
+        The axes before the last two broadcast, heads included: one key may serve several queries, and the other way round.
     mask : array of bool, optional
         Broadcast to (..., heads, N, M). True attends; combined with `is_causal`. What a masked key or value holds, nan
         included, shows neither in the result nor in gradients.
@@ -110,19 +128,20 @@ def scaled_dot_product_attention(
         Added to the scaled products; broadcast likewise.
     is_causal : bool
         Query i attends to the keys 0 ... i only, counted from the top left corner also where N and M differ.
-    scale : float, optional
-        ``1 / sqrt(D)`` if None.
+    scale : float or 0-d array, optional
+        ``1 / sqrt(D)`` if None. An array, such as a temperature that is learnt, has a gradient.
     dropout_p : float
         Chance that a weight is set to zero, the others growing by ``1 / (1 - dropout_p)``. It needs `rng`.
     rng : generator, optional
         Of the array library: ``numpy.random.Generator``, ``torch.Generator``, a JAX key.
     enable_gqa : bool
-        Grouped queries: `key` and `value` have fewer heads, each shared by as many heads of `query` in a row.
+        Grouped queries: `key` and `value` have fewer heads, each shared by as many heads of `query` in a row. Only the
+        axes before the heads broadcast then.
 
     Returns
     -------
     array of shape (..., heads, N, E) and the floating dtype of `query`
-        A row with nothing to attend to is 0.
+        The leading axes are those to which the arguments' broadcast. A row with nothing to attend to is 0.
 
     Raises
     ------
@@ -151,11 +170,19 @@ def scaled_dot_product_attention(
     >>> po.scaled_dot_product_attention(q, k, v, is_causal=True)[0, :, 0]
     array([1., 2.])
     """
+    if scale is not None and not isinstance(scale, Real):
+        # With a plain number for a scale, kernels serve.
+        q, dtype = working(xp, query)
+        options: dict[str, Any] = {"dropout_p": dropout_p, "rng": rng, "enable_gqa": enable_gqa}
+        result = scaled_dot_product_attention(
+            q * as_dtype(xp, scale, q), key, value, mask=mask, bias=bias, is_causal=is_causal, scale=1.0, **options
+        )
+        return returned(xp, result, dtype)
     q, k, v, mask, bias = arranged(xp, query, key, value, mask, bias, scale, enable_gqa)
     shielded = (mask is not None or is_causal) and not _are_finite(xp, q, k, v)
     dropout = None if not dropout_p else Dropout(dropout_p, rng)
     result = _attend(xp, q, k, v, mask, bias, is_causal, shielded, dropout, 0)
-    return like_query(xp, result, query, value)
+    return like_query(xp, result, query, key, value, enable_gqa)
 
 
 def _are_finite(xp: Namespace, q: Array, k: Array, v: Array) -> bool:
@@ -174,23 +201,32 @@ def arranged(
     scale: float | None,
     enable_gqa: bool,
 ) -> tuple[Array, Array, Array, Array | None, Array | None]:
-    """Arrays in the dtype to compute in, the query scaled, with an axis of their own for the queries that share a head."""
+    """Arrays in the dtype to compute in, the query scaled, with an axis of their own for the queries that share a head.
+
+    All have as many axes, and the query has the leading ones of the result; the others may have size one there.
+    """
+    weights = weights_shape(query, key, value, enable_gqa)
     q, _ = working(xp, query)
     q = q * (1 / math.sqrt(max(query.shape[-1], 1)) if scale is None else scale)
     k, v = as_dtype(xp, key, q), as_dtype(xp, value, q)
     bias = None if bias is None else as_dtype(xp, bias, q)
     if enable_gqa:
         groups = (key.shape[-3], query.shape[-3] // key.shape[-3])
+        weights = (*weights[:-3], *groups, *weights[-2:])
         q = xp.reshape(q, (*q.shape[:-3], *groups, *q.shape[-2:]))
         k, v = xp.expand_dims(k, axis=-3), xp.expand_dims(v, axis=-3)
         mask, bias = (_grouped(xp, array, groups) for array in (mask, bias))
-    return q, k, v, mask, bias
+    if tuple(q.shape[:-1]) != weights[:-1]:
+        q = xp.broadcast_to(q, (*weights[:-1], q.shape[-1]))
+    k, v = with_axes(xp, k, q.ndim), with_axes(xp, v, q.ndim)
+    return q, k, v, *(None if array is None else with_axes(xp, array, q.ndim) for array in (mask, bias))
 
 
-def like_query(xp: Namespace, result: Array, query: Array, value: Array) -> Array:
+def like_query(xp: Namespace, result: Array, query: Array, key: Array, value: Array, enable_gqa: bool) -> Array:
     """What was computed on arranged arrays, in the shape and dtype to return."""
     _, dtype = working(xp, query)
-    return returned(xp, xp.reshape(result, (*query.shape[:-1], value.shape[-1])), dtype)
+    shape = (*weights_shape(query, key, value, enable_gqa)[:-1], value.shape[-1])
+    return returned(xp, xp.reshape(result, shape), dtype)
 
 
 class Dropout:
@@ -286,7 +322,7 @@ def attend_block(
     if is_causal:
         device = device_of(q)
         rows, columns = (xp.arange(x.shape[-2], device=device) for x in (q, k))
-        earlier = rows[:, None] + row >= columns[None, :]
+        earlier = with_axes(xp, rows[:, None] + row >= columns[None, :], q.ndim)
         mask = earlier if mask is None else mask & earlier
     shown = None
     if shielded and mask is not None:

@@ -221,7 +221,20 @@ class Backend:
 
     def is_installed(self) -> bool:
         """Whether the array library can be imported, found without importing it."""
-        return self.library in sys.modules or find_spec(self.library) is not None
+        try:
+            return self.library in sys.modules or find_spec(self.library) is not None
+        except (ImportError, ValueError):  # of a part of a package that is not there
+            return False
+
+    def device_names(self) -> tuple[str, ...]:
+        """What `devices` gives; none, with a warning, where it raises: a broken library must not take others down."""
+        try:
+            return tuple(self.devices())
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            warn_of(f"backend {self.name!r} is left out, as its devices cannot be told: {error!r}")
+            return ()
 
     def __repr__(self) -> str:
         return f"Backend({self.name!r})"
@@ -233,21 +246,55 @@ def registered_backends() -> Mapping[str, Backend]:
 
     A backend that cannot be loaded is left out with a warning: a stranger's broken package must not take NumPy down.
     """
+    found: dict[str, Backend] = {}
+    for entry in _entry_points():
+        reason: str | None = "another one has its name"
+        if entry.name not in found:
+            try:
+                backend = entry.load()
+                reason = _why_no_backend(backend)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # SystemExit as well
+                reason = f"it cannot be loaded: {error!r}"
+            if reason is None:
+                found[entry.name] = backend
+        if reason is not None:
+            warn_of(f"backend {entry.name!r} ({entry.value}) is left out: {reason}")
+    return MappingProxyType(found)
+
+
+def _entry_points() -> list[Any]:
+    """Those of the group, each once, those of this project first: no other may take their names or arrays."""
     from importlib import metadata  # which takes a third of the time that NumPy takes to import
 
-    found: dict[str, Backend] = {}
-    for entry in metadata.entry_points(group=ENTRY_POINT_GROUP):
-        try:
-            backend = entry.load()
-        except Exception as error:
-            warnings.warn(f"backend {entry.name!r} ({entry.value}) cannot be loaded: {error!r}", stacklevel=2)
-            continue
-        if not isinstance(backend, Backend):
-            kind = type(backend).__name__
-            warnings.warn(f"backend {entry.name!r} ({entry.value}) is a {kind}, not a Backend", stacklevel=2)
-            continue
-        found[entry.name] = backend
-    return MappingProxyType(found)
+    try:
+        found = list(metadata.entry_points(group=ENTRY_POINT_GROUP))
+    except Exception:  # of a package whose metadata is damaged, whatever it is
+        found = []
+        for distribution in metadata.distributions():
+            try:
+                found += [entry for entry in distribution.entry_points if entry.group == ENTRY_POINT_GROUP]
+            except Exception as error:
+                path = getattr(distribution, "_path", "a package")
+                warn_of(f"{path}: its entry points cannot be read, and backends in it not found: {error!r}")
+    once: dict[Any, Any] = {}
+    for entry in found:
+        once.setdefault((entry.name, entry.value), entry)
+    return sorted(once.values(), key=lambda entry: not entry.value.startswith("portable_ops_backends."))
+
+
+def _why_no_backend(backend: object) -> str | None:
+    """Why an object cannot be taken for a backend, by what every look-up of an array type asks of it."""
+    if not isinstance(backend, Backend):
+        return f"it is a {type(backend).__name__}, not a Backend"
+    types = backend.array_types
+    if not isinstance(types, tuple) or not all(isinstance(one, str) and ":" in one for one in types):
+        return f'array_types: got {types!r}; expected a tuple of "module:Class"'
+    for name in ("rejects", "kernels"):
+        if not isinstance(getattr(backend, name), Mapping):
+            return f"{name}: got {getattr(backend, name)!r}; expected a mapping"
+    return None
 
 
 def list_backends() -> list[str]:

@@ -61,7 +61,7 @@ def capabilities(backend: Backend, operation: str) -> Capabilities:
     described = OPERATIONS[operation]
     differentiable = OPERATIONS[described.base or operation].differentiable
     return Capabilities(
-        devices=tuple(backend.devices()) if backend.is_installed() else (),
+        devices=backend.device_names() if backend.is_installed() else (),
         dtypes=backend.dtypes if differentiable else (),
         jit=backend.jit is not None,
         grad=backend.grad is not None and differentiable,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 from portable_ops.backend import Array
+from portable_ops.broadcasting import with_axes
 from portable_ops.checks import (
     Axis,
     Number,
@@ -64,8 +67,8 @@ def require_overlap_options(
 
 
 def require_number_or_nan(argument: str, value: object) -> None:
-    """Raise TypeError unless the value is a number; nan is one."""
-    if not (isinstance(value, float) and value != value):
+    """Raise TypeError unless the value is a number; nan is one, and so are NumPy's scalars."""
+    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, Real)):
         require_number(argument, value)
 
 
@@ -170,7 +173,8 @@ def overlap_sums(
     sizes = (p * p, t * t) if squared else (p, t)
     parts = (xp.minimum(p, t) if soft_label and not squared else p * t, *sizes)
     if sample_weight is not None:
-        parts = tuple(as_dtype(xp, sample_weight, p) * part for part in parts)
+        weights = with_axes(xp, as_dtype(xp, sample_weight, p), p.ndim)
+        parts = tuple(weights * part for part in parts)
     overlap, predicted, actual = (summed(xp, part, axis, keepdims=keepdims) for part in parts)
     return overlap, predicted, actual
 

@@ -6,6 +6,7 @@ import math
 
 from portable_ops.activations import log_of_sum, log_softmax, shift_of
 from portable_ops.backend import Array
+from portable_ops.broadcasting import with_axes
 from portable_ops.checks import (
     REDUCTIONS,
     IgnoreIndex,
@@ -206,6 +207,7 @@ def cross_entropy(
     else:
         valid = in_range(wide, num_classes)
         index = xp.where(valid, wide, 0)
+        valid = valid if ignored is None else valid | ignored
     weights = None if w is None else xp.reshape(xp.take(w, xp.reshape(index, (-1,))), index.shape)
     if weights is not None:
         z = _with_softmax(xp, z, axis, weights == 0)
@@ -229,7 +231,8 @@ def cross_entropy(
         spread = label_smoothing * summed(xp, per_class, axis) / max(num_classes, 1)
         loss = spread if is_exactly(label_smoothing, 1) else (1 - label_smoothing) * loss + spread
     if valid is not None:  # a label that could not be refused above is not lost silently: it makes the loss nan
-        loss = xp.where(valid, loss, math.nan)
+        # One that is ignored is not made nan first: the gradient of its weight would be.
+        loss = xp.where(valid if ignored is None else valid | ignored, loss, math.nan)
     if s is not None:
         loss, weights = product(xp, s, loss), s if weights is None else weights * s
     if ignored is not None:
@@ -358,7 +361,7 @@ def binary_cross_entropy(
     pw, pos_scale = scaled(xp, pos_weight, z, reduction)
     w, scale = scaled(xp, weight, z, reduction)
     if pw is not None:
-        positive = positive * pw
+        positive = positive * with_axes(xp, pw, z.ndim)
         negative = negative if pos_scale is None else negative / pos_scale
     if from_logits:
         loss_if_positive, loss_if_negative = losses_of_logits(xp, z)
@@ -367,7 +370,7 @@ def binary_cross_entropy(
         loss_if_positive, loss_if_negative = -log_of(xp, z, margin), -log_of(xp, 1 - z, margin)
     loss = product(xp, positive, loss_if_positive) + product(xp, negative, loss_if_negative)
     if w is not None:
-        loss = product(xp, w, loss)
+        loss = product(xp, with_axes(xp, w, z.ndim), loss)
     if s is not None:
         loss = product(xp, s, loss)
     if kept is not None:

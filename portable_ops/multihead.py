@@ -9,12 +9,11 @@ from typing import Any, Self
 
 from portable_ops.attention import scaled_dot_product_attention
 from portable_ops.backend import Array, get_backend
+from portable_ops.broadcasting import with_axes
 from portable_ops.checks import complaint, require_integer, require_number
 from portable_ops.dispatch import operation
+from portable_ops.layer_names import PARAMETERS, PROJECTIONS, own_parameters, require_own_names
 from portable_ops.routes import Namespace, backend_of, namespace_of
-
-_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
-_PARAMETERS = tuple(f"{projection}.{part}" for projection in _PROJECTIONS for part in ("weight", "bias"))
 
 
 def _check_linear(xp: Namespace, x: Array, weight: Array, bias: Array, /) -> None:
@@ -24,7 +23,7 @@ def _check_linear(xp: Namespace, x: Array, weight: Array, bias: Array, /) -> Non
 @operation(_check_linear, public=False)
 def linear(xp: Namespace, x: Array, weight: Array, bias: Array, /) -> Array:
     """A projection of the last axis; weights are (out, in)."""
-    return xp.matmul(x, xp.matrix_transpose(weight)) + bias
+    return xp.matmul(x, xp.matrix_transpose(weight)) + with_axes(xp, bias, x.ndim)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -44,7 +43,8 @@ class MultiHeadAttention:
     dropout_p : float
         Chance that an attention weight is dropped, in calls that are given a generator.
     parameters : mapping of str to array, optional
-        As `state_dict` returns them; without, `init` or `from_state_dict` makes a layer that has them.
+        As `state_dict` returns them: ``q_proj.weight`` ... ``out_proj.bias``, weights of shape (out, in). A projection without
+        a bias adds none. Without parameters, `init` or `from_state_dict` makes a layer that has them.
 
     Raises
     ------
@@ -105,16 +105,16 @@ class MultiHeadAttention:
         inputs = outer if self.kv_in_dim is None else self.kv_in_dim
         weights = ((inner, outer), (inner, inputs), (inner, inputs), (outer, inner))
         shapes: dict[str, tuple[int, ...]] = {}
-        for projection, shape in zip(_PROJECTIONS, weights, strict=True):
+        for projection, shape in zip(PROJECTIONS, weights, strict=True):
             shapes |= {f"{projection}.weight": shape, f"{projection}.bias": shape[:1]}
         return shapes
 
     def _check_parameters(self, parameters: Mapping[str, Array]) -> None:
         shapes = self.parameter_shapes()
-        _require_names(parameters)
-        for name, shape in shapes.items():
-            if tuple(parameters[name].shape) != shape:
-                raise ValueError(complaint(name, f"shape {tuple(parameters[name].shape)}", f"shape {shape}"))
+        require_own_names(parameters)
+        for name, array in parameters.items():
+            if tuple(array.shape) != shapes[name]:
+                raise ValueError(complaint(name, f"shape {tuple(array.shape)}", f"shape {shapes[name]}"))
 
     def init(self, rng: Any = 0, *, backend: str = "numpy", device: Any = None, dtype: str = "float32") -> Self:
         """A layer with random parameters, uniform within ``1 / sqrt(channels in)``.
@@ -152,36 +152,47 @@ class MultiHeadAttention:
 
     @classmethod
     def from_state_dict(
-        cls, state_dict: Mapping[str, Array], /, num_heads: int, *, dropout_p: float = 0.0, prefix: str = ""
+        cls,
+        state_dict: Mapping[str, Array],
+        /,
+        num_heads: int,
+        *,
+        dropout_p: float = 0.0,
+        prefix: str = "",
+        names: Mapping[str, str] | None = None,
     ) -> Self:
         """A layer with the parameters of a state dict, which are not copied; all widths are read off their shapes.
 
         Parameters
         ----------
         state_dict : mapping of str to array
-            ``q_proj.weight`` ... ``out_proj.bias``, weights of shape (out, in), of any array library.
+            ``q_proj.weight`` ... ``out_proj.bias``, weights of shape (out, in), of any array library. Found as well are the
+            names of `torch.nn.MultiheadAttention`, SAM 2, ViT, timm and diffusers, and projections of query, key and value that
+            are packed into one weight. A bias that is not there is none.
         num_heads : int
             It cannot be read off the shapes.
         dropout_p : float
             As in the constructor.
         prefix : str
             What stands before the names; entries without it are passed over.
+        names : mapping of str to str, optional
+            Other names of projections, such as ``{"q_proj": "wq", "out_proj": "wo"}``; ``"in_proj"`` is the packed one.
 
         Returns
         -------
         MultiHeadAttention
+            Its `state_dict` has this package's names.
 
         Raises
         ------
         ValueError
             A parameter is missing, unknown or of the wrong shape.
         """
-        own = {name.removeprefix(prefix): array for name, array in state_dict.items() if name.startswith(prefix)}
-        _require_names(own, prefix)
-        for name in _PARAMETERS:
+        own = own_parameters(state_dict, names, prefix)
+        for name, array in own.items():
             axes = 2 if name.endswith("weight") else 1
-            if own[name].ndim != axes:
-                raise ValueError(complaint(prefix + name, f"shape {tuple(own[name].shape)}", f"{axes} axes"))
+            if array.ndim != axes:
+                raise ValueError(complaint(prefix + name, f"shape {tuple(array.shape)}", f"{axes} axes"))
         inner, outer = own["q_proj.weight"].shape
         inputs = own["k_proj.weight"].shape[1]
         if inner == 0 or outer % inner:
@@ -241,6 +252,7 @@ class MultiHeadAttention:
         ----------
         q : array of shape (..., N, embedding_dim)
         k, v : arrays of shape (..., M, kv_in_dim)
+            The leading axes broadcast.
         mask, bias, is_causal
             As in `scaled_dot_product_attention`; the weights have shape (..., heads, N, M).
         rng : generator, optional
@@ -272,7 +284,7 @@ class MultiHeadAttention:
         xp = namespace_of(library)
         heads = (
             self._heads(xp, self._project(projection, array))
-            for projection, array in zip(_PROJECTIONS, (q, k, v), strict=False)
+            for projection, array in zip(PROJECTIONS, (q, k, v), strict=False)
         )
         attended = scaled_dot_product_attention(
             *heads,
@@ -283,11 +295,15 @@ class MultiHeadAttention:
             rng=rng,
         )
         merged = _swap_heads_and_tokens(xp, attended)
-        return self._project("out_proj", xp.reshape(merged, (*q.shape[:-1], self.internal_dim)))
+        return self._project("out_proj", xp.reshape(merged, (*merged.shape[:-2], self.internal_dim)))
 
     def _project(self, projection: str, x: Array) -> Array:
         assert self.parameters is not None
-        return linear(x, self.parameters[f"{projection}.weight"], self.parameters[f"{projection}.bias"])
+        weight, bias = self.parameters[f"{projection}.weight"], self.parameters.get(f"{projection}.bias")
+        if bias is not None:
+            return linear(x, weight, bias)
+        xp = namespace_of(backend_of(weight))
+        return xp.matmul(x, xp.matrix_transpose(weight))
 
     def _heads(self, xp: Namespace, x: Array) -> Array:
         split = xp.reshape(x, (*x.shape[:-1], self.num_heads, self.internal_dim // self.num_heads))
@@ -308,26 +324,19 @@ def _swap_heads_and_tokens(xp: Namespace, x: Array) -> Array:
     return xp.permute_dims(x, (*lead, x.ndim - 2, x.ndim - 3, x.ndim - 1))
 
 
-def _require_names(parameters: Mapping[str, Array], prefix: str = "") -> None:
-    missing = [prefix + name for name in _PARAMETERS if name not in parameters]
-    unknown = [prefix + name for name in parameters if name not in _PARAMETERS]
-    if missing or unknown:
-        got = "; ".join(f"{what} {', '.join(names)}" for what, names in (("no", missing), ("also", unknown)) if names)
-        raise ValueError(complaint("parameters", got, "exactly " + ", ".join(_PARAMETERS)))
-
-
 def _flatten(layer: MultiHeadAttention) -> tuple[tuple[Array, ...], tuple[Any, ...]]:
     """The arrays of a layer and, comparable and hashable, the rest of it: what transforms over containers ask for."""
     assert layer.parameters is not None
-    rest = (layer.embedding_dim, layer.num_heads, layer.downsample_rate, layer.kv_in_dim, layer.dropout_p)
-    return tuple(layer.parameters[name] for name in _PARAMETERS), rest
+    names = tuple(name for name in PARAMETERS if name in layer.parameters)
+    rest = (layer.embedding_dim, layer.num_heads, layer.downsample_rate, layer.kv_in_dim, layer.dropout_p, names)
+    return tuple(layer.parameters[name] for name in names), rest
 
 
 def _unflatten(rest: tuple[Any, ...], arrays: Iterable[Array]) -> MultiHeadAttention:
-    embedding_dim, num_heads, downsample_rate, kv_in_dim, dropout_p = rest
+    embedding_dim, num_heads, downsample_rate, kv_in_dim, dropout_p, names = rest
     layer = MultiHeadAttention(
         embedding_dim, num_heads, downsample_rate=downsample_rate, kv_in_dim=kv_in_dim, dropout_p=dropout_p
     )
     # Not through the constructor, which checks shapes: transforms put placeholders where arrays were.
-    object.__setattr__(layer, "parameters", dict(zip(_PARAMETERS, arrays, strict=True)))
+    object.__setattr__(layer, "parameters", dict(zip(names, arrays, strict=True)))
     return layer

@@ -202,7 +202,9 @@ def masks(
     """
     z, dtype = working(xp, pred)
     same = tuple(target.shape) == tuple(pred.shape)
-    classes = class_axis_of(class_axis, pred, "pred") if not same or activation == "softmax" or weight is not None else 0
+    classes = (
+        class_axis_of(class_axis, pred, "pred") if not same or activation == "softmax" or weight is not None else 0
+    )
     checked = must_validate(validate, target)
     dropped = ignored_labels(xp, target, ignore_index)
     ignored = dropped if same or dropped is None else xp.expand_dims(dropped, axis=classes)

@@ -155,7 +155,7 @@ def route_of_backend(backend: Backend) -> Route:
             backend,
             xp,
             _kinds(xp),
-            one_device=len(backend.devices()) < 2,
+            one_device=len(backend.device_names()) < 2,
             is_traced=load(backend.is_traced) if backend.is_traced else None,
             plans=(MEMORY[np.ndarray][0] if backend.name == "numpy" else {}) if backend.remembered else None,
         )
@@ -167,7 +167,8 @@ def route_of_backend(backend: Backend) -> Route:
         for kernels in backend.kernels.values():
             for kernel in kernels:
                 if kernel.traceable:
-                    load_kernel(kernel.function)
+                    with suppress(ImportError):  # which is said where it is to serve
+                        load_kernel(kernel.function)
     return route
 
 

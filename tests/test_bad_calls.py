@@ -151,8 +151,8 @@ CALLS: list[tuple[str, Callable[[Bring], Any], type[Exception], tuple[str, ...]]
     ("no heads", lambda a: po.MultiHeadAttention(8, 0), ValueError, ("num_heads", "0", "at least 1")),
     ("wrong weight shape", lambda a: po.MultiHeadAttention.from_state_dict(
         state(a, **{"v_proj.weight": np.ones((8, 5))}), 2), ValueError, ("v_proj.weight", "(8, 5)", "(8, 8)")),
-    ("weight missing", lambda a: po.MultiHeadAttention.from_state_dict(state(a, **{"k_proj.bias": None}), 2), ValueError,
-     ("parameters", "no k_proj.bias")),
+    ("weight missing", lambda a: po.MultiHeadAttention.from_state_dict(state(a, **{"k_proj.weight": None}), 2), ValueError,
+     ("parameters", "no k_proj.weight", "named k_proj or key")),
     ("weight unknown", lambda a: po.MultiHeadAttention.from_state_dict(state(a, norm=np.ones(2)), 2), ValueError,
      ("parameters", "also norm")),
     ("layer without parameters", lambda a: po.MultiHeadAttention(8, 2)(a(Q), a(Q), a(Q)), ValueError,

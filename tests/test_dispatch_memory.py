@@ -165,13 +165,13 @@ def test_a_kernel_is_asked_on_every_call(numpy_route: Callable[..., Route], monk
         return None if pred.flags.writeable and pred.flags.c_contiguous and pred[0, 0] >= 0 else "looks otherwise"
 
     numpy_route(kernels={"dice_coefficient": (Kernel(name="other", function="nowhere:other", why_not=why_not),)})
-    read_only, turned, negative = P.copy(), P.T, -P - 1
+    read_only, turned, unknown = P.copy(), P.T, P * np.nan
     read_only.flags.writeable = False
     for array, chosen in (
         (P, "other"),
         (read_only, "definition"),
         (turned, "definition"),
-        (negative, "definition"),
+        (unknown, "definition"),
     ) * 2:
         assert po.explain(po.dice_coefficient, array, T).chosen == chosen
         assert (po.dice_coefficient(array, T) == "other") == (chosen == "other")
@@ -189,11 +189,11 @@ def test_what_follows_from_the_signature_is_asked_once(
 
     def why_not(pred: Any, target: Any, /, **options: Any) -> str | None:
         asked.append("not")
-        return None if pred[0, 0] >= 0 else "negative"
+        return None if pred[0, 0] >= 0 else "nan"
 
     kernel = Kernel(name="other", function="nowhere:other", why_never=why_never, why_not=why_not)
     numpy_route(kernels={"dice_coefficient": (kernel,)})
-    for array, smooth, chosen in ((P, 0.0, "other"), (P, 1.0, "definition"), (-P - 1, 0.0, "definition")):
+    for array, smooth, chosen in ((P, 0.0, "other"), (P, 1.0, "definition"), (P * np.nan, 0.0, "definition")):
         assert po.explain(po.dice_coefficient, array, T, smooth=smooth).chosen == chosen
         po.dice_coefficient(array, T, smooth=smooth)
         asked.clear()

@@ -28,6 +28,8 @@ def refused(target: Target, argument: str, lowest: str, highest: str, call: Call
     if not target.refuses_labels:
         target.computed(call())
         return
+    if target.backend.lazy:  # the values of the block that is computed first
+        lowest, highest = r"\S+", r"\S+"
     with pytest.raises(ValueError, match=rf"{argument}: got values from {lowest} to {highest}; expected") as caught:
         target.computed(call())
     for remedy in ("255", "mask > 0", *(("activation=",) if argument == "pred" else ())):
@@ -68,8 +70,13 @@ def test_logits_are_refused_without_activation(target: Target, function: Callabl
 
 @every
 def test_one_value_among_good_ones_is_found(target: Target, function: Callable[..., Any]) -> None:
-    for value, lowest, highest in ((1.5, "0", r"1\.5"), (-0.5, r"-0\.5", "1"), (np.inf, "0", "inf"), (-np.inf, "-inf", "1")):
-        for place in ((0, 0), (1, 5)):
+    for value, lowest, highest in (
+        (1.5, "0", r"1\.5"),
+        (-0.5, r"-0\.5", "1"),
+        (np.inf, "0", "inf"),
+        (-np.inf, "-inf", "1"),
+    ):
+        for place in ((0, 0), (1, 5)) if target.refuses_labels or math.isfinite(value) else ():
             pred = SOFT.copy()
             pred[place] = value
             refused(target, "pred", lowest, highest, lambda pred=pred: function(target.array(pred), target.array(MASK)))

@@ -12,7 +12,7 @@ import numpy as np
 
 from portable_ops.backend import Backend, Kernel, always
 from portable_ops_backends.cuda import availability
-from portable_ops_backends.options import with_options
+from portable_ops_backends.options import COUNTING, with_options
 
 
 def _cupy() -> Any:
@@ -117,11 +117,14 @@ def why_not_torch_attention(
         return "torch's dropout takes no generator"
     if 0 in query.shape or 0 in key.shape or 0 in value.shape:
         return "size 0"
-    if query.ndim > 4:
+    if max(query.ndim, key.ndim, value.ndim) > 4:
         return "torch's kernels take four axes"
     if query.dtype not in (np.float16, np.float32, np.float64):
         return f"{query.dtype} is converted first"
-    return availability.why_not_fused_attention(query, value, key.shape[-2], ndim=4, enable_gqa=enable_gqa)
+    arrays = (query, key, value) if bias is None else (query, key, value, bias)
+    widened = query.dtype == np.float16 and any(array.dtype != np.float16 for array in arrays)
+    dtype = "float32" if widened else str(query.dtype)
+    return availability.why_not_fused_attention(query, key, value, dtype=dtype, ndim=4, enable_gqa=enable_gqa)
 
 
 def _cuda(
@@ -136,7 +139,9 @@ def _cuda(
     kernels = [Kernel(name="cuda", function=path, why_never=why_never, options=options)]
     for name, place, asked in others:
         path = f"portable_ops_backends.native.{place}:{function}"
-        kernels.append(Kernel(name=name, function=path, why_never=asked))
+        more = COUNTING if name == "bincount" else None
+        several = more is not None
+        kernels.append(Kernel(name=name, function=path, why_never=asked, options=more, ignores_several=several))
     return tuple(kernels)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from portable_ops.backend import Backend, Kernel, always, load
 from portable_ops_backends import numpy as host
-from portable_ops_backends.options import HONOURED, with_options
+from portable_ops_backends.options import COUNTING, HONOURED, with_options
 
 
 def _dask_array() -> Any:
@@ -67,10 +67,15 @@ def why_unusable(array: Any) -> str | None:
 def _blocks(name: str, module: str) -> tuple[Kernel, ...]:
     path = f"portable_ops_backends.chunked.{module}:{name}"
     options = BEYOND.get(name)
-    return (Kernel(name="blocks", function=path, why_not=always, options=options, ignores_several=options is not None),)
+    several = options is not None or module == "overlap"
+    return (Kernel(name="blocks", function=path, why_not=always, options=options, ignores_several=several),)
 
 
-BEYOND = {"cross_entropy": (*HONOURED["cross_entropy"], "sample_weight")}
+BEYOND = {
+    "cross_entropy": (*HONOURED["cross_entropy"], "sample_weight"),
+    "confusion_matrix": COUNTING,
+    "intersection_and_union": COUNTING,
+}
 """Options of which kernels here honour more than elsewhere."""
 
 
@@ -86,7 +91,7 @@ MODULES = {
     "dice_loss": "overlap",
     "jaccard_loss": "overlap",
     "tversky_loss": "overlap",
-    "dice_coefficient": "segmentation",
+    "dice_coefficient": "overlap",
     "confusion_matrix": "segmentation",
     "intersection_and_union": "segmentation",
     "soft_sums": "overlap",
@@ -111,5 +116,7 @@ backend = Backend(
     lazy=True,
     deferred=deferred,
     dtypes=("float16", "float32", "float64"),
-    kernels=with_options({name: _blocks(name, module) for name, module in MODULES.items()}),
+    # Overlaps honour all options.
+    kernels={name: _blocks(name, module) for name, module in MODULES.items() if module == "overlap"}
+    | with_options({name: _blocks(name, module) for name, module in MODULES.items() if module != "overlap"}),
 )

@@ -69,7 +69,11 @@ def communicator(group: Group = None) -> ranks.Communicator:
         As `all_reduce`.
     """
     if not (dist.is_available() and dist.is_initialized()):
-        size = int(os.environ.get("WORLD_SIZE", "1"))
+        text = os.environ.get("WORLD_SIZE", "1")
+        try:
+            size = int(text)
+        except ValueError:
+            raise ValueError(complaint("WORLD_SIZE", f"{text!r} in the environment", "a number of processes")) from None
         if size > 1:
             wanted = "torch.distributed.init_process_group to be called first"
             raise RuntimeError(complaint("group", f"none although WORLD_SIZE is {size}", wanted))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from importlib import metadata
+from importlib import import_module, metadata
 from importlib.util import find_spec
 
 import numpy as np
@@ -36,9 +36,12 @@ def examine(console: Console) -> None:
     console.print(_machine())
     console.print(_backends())
     for name in po.list_backends():
-        console.print(_kernels(po.get_backend(name)))
+        try:
+            console.print(_kernels(po.get_backend(name)))
+        except Exception as error:  # of a broken library, which must not hide what is told of others
+            console.print(f"{name} is left out, as a call cannot be explained: {error!r}", style="yellow", markup=False)
     console.print(_threads())
-    if why_no_numba() is None:
+    if why_no_numba() is None and _why_no_import() is None:
         console.print(_compiled())
         console.print("portable-ops warmup compiles them for the usual dtypes; NUMBA_CACHE_DIR names another folder.")
     here = environment.describe()  # now that the libraries are loaded
@@ -62,7 +65,7 @@ def _machine() -> Table:
 
 
 def _devices(backend: Backend) -> str:
-    return ", ".join(backend.devices()) or "none on this machine"
+    return ", ".join(backend.device_names()) or "none on this machine"
 
 
 def _backends() -> Table:
@@ -90,7 +93,7 @@ def _kernels(backend: Backend) -> Table:
     table = Table(title=f"{backend.name}: what serves a call with {ELEMENTS} elements", title_justify="left")
     for column in ("operation", "served by", "declined"):
         table.add_column(column)
-    devices = backend.devices()
+    devices = backend.device_names()
     for operation in sorted(OPERATIONS):
         if not devices:
             kernels = [kernel.name for kernel in backend.kernels.get(OPERATIONS[operation].base or operation, ())]
@@ -126,11 +129,23 @@ def _compiled() -> Table:
     return table
 
 
+def _why_no_import() -> str | None:
+    """What importing Numba raises: it refuses a NumPy that is younger than it knows."""
+    try:
+        import_module("numba")
+    except ImportError as error:
+        return f"numba cannot be imported: {error}"
+    return None
+
+
 def _troubles() -> list[str]:
     """What is there and does not work."""
-    reason = why_no_numba()
-    lines = [] if reason is None or find_spec("numba") is None else [f"{reason}: no Numba kernel serves any call"]
-    return lines + [f"{path} is damaged: the kernel is compiled anew when it is called" for path in damaged()]
+    if find_spec("numba") is None:
+        return []
+    reason = why_no_numba() or _why_no_import()
+    if reason is not None:
+        return [f"{reason}: no Numba kernel serves any call"]
+    return [f"{path} is damaged: its kernel is compiled anew when it is called" for path in damaged()]
 
 
 def _missing() -> list[str]:
@@ -142,7 +157,7 @@ def _missing() -> list[str]:
     for backend in registered_backends().values():
         if not backend.is_installed() and backend.library not in EXTRAS:
             lines.append(f"{backend.library} is not installed: python -m pip install {backend.install}")
-        elif backend.is_installed() and not backend.devices():
+        elif backend.is_installed() and not backend.device_names():
             lines.append(f"{backend.name} is installed, and finds no device on this machine")
     if find_spec("pynvml") is None and any(device.startswith("cuda") for device in _device_names()):
         lines.append('clocks of GPUs are not watched: python -m pip install "portable-ops[bench-gpu]"')
@@ -151,7 +166,7 @@ def _missing() -> list[str]:
 
 def _device_names() -> list[str]:
     backends = registered_backends().values()
-    return list(dict.fromkeys(device for one in backends if one.is_installed() for device in one.devices()))
+    return list(dict.fromkeys(device for one in backends if one.is_installed() for device in one.device_names()))
 
 
 def _pace(here: Environment, readings: Mapping[str, Reading]) -> Table:

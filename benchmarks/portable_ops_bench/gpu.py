@@ -292,7 +292,7 @@ def suites() -> Iterator[Suite]:
     """The parity suite and the tests of the GPU alone, on every library that has a CUDA device."""
     for name in ("cupy", "torch", "jax"):
         backend = po.get_backend(name) if name in po.list_backends() else None
-        if backend is None or not any(device.startswith("cuda") for device in backend.devices()):
+        if backend is None or not any(device.startswith("cuda") for device in backend.device_names()):
             yield Suite(name=name, summary="no CUDA device of this library", exit_code=0)
             continue
         chosen = ["-k", "cuda or gpu"] if name == "torch" else []
@@ -331,7 +331,7 @@ def markdown(record: Record) -> str:
 
 def has_gpu() -> bool:
     """Whether CuPy is there and finds a device."""
-    return "cupy" in po.list_backends() and bool(po.get_backend("cupy").devices())
+    return "cupy" in po.list_backends() and bool(po.get_backend("cupy").device_names())
 
 
 def main() -> int:

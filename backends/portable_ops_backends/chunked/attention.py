@@ -12,6 +12,7 @@ from dask.array.utils import meta_from_array
 
 from portable_ops import attention as core
 from portable_ops.backend import Array
+from portable_ops.broadcasting import with_axes
 from portable_ops.checks import require_known_sizes
 from portable_ops.precision import returned
 from portable_ops.routes import device_of
@@ -46,31 +47,44 @@ def scaled_dot_product_attention(
     """See `portable_ops.scaled_dot_product_attention`."""
     for name, array in (("query", query), ("key", key), ("value", value)):
         require_known_sizes(name, array)
-    q, dtype = in_floats(query).rechunk({-1: -1}), result_dtype(query)
+    dtype, ndim = result_dtype(query), max(query.ndim, key.ndim, value.ndim)
+    lead = core.weights_shape(query, key, value, enable_gqa)[:-2]
+    q, k, v = (
+        array[(None,) * (ndim - array.ndim)]
+        for array in (in_floats(query), without_empty_blocks(key), without_empty_blocks(value))
+    )
+    # Leading axes are in the chunks of the first array that has them whole; axes of size one are broadcast.
+    chunks_of_lead = [
+        next(array.chunks[axis] for array in (q, k, v) if array.shape[axis] == lead[axis]) for axis in range(ndim - 2)
+    ]
     if enable_gqa:
-        q = q.rechunk({-3: -1})
-    lead = {axis: -1 if enable_gqa and axis == q.ndim - 3 else q.chunks[axis] for axis in range(q.ndim - 2)}
-    k = without_empty_blocks(key).rechunk(lead | {key.ndim - 1: -1})
-    v = value.rechunk(lead | {value.ndim - 1: -1, value.ndim - 2: k.chunks[-2]})
-    names = tuple(f"lead {axis}" for axis in range(q.ndim - 2))
+        chunks_of_lead[-1] = (lead[-1],)
+    q, k, v = (
+        array.rechunk(
+            {axis: chunks if array.shape[axis] == sum(chunks) else -1 for axis, chunks in enumerate(chunks_of_lead)}
+            | {ndim - 1: -1}
+        )
+        for array in (q, k, v)
+    )
+    v = v.rechunk({ndim - 2: k.chunks[-2]})
+    names = tuple(f"lead {axis}" for axis in range(ndim - 2))
     row, column, inner, outer = "row", "column", "inner", "outer"
     # With grouped queries, keys have fewer heads: an axis of its own, in one block as that of the queries is.
     shared = (*names[:-1], "heads") if enable_gqa else names
-    weights_chunks = (*q.chunks[:-1], k.chunks[-2])
+    weights_chunks = (*chunks_of_lead, q.chunks[-2], k.chunks[-2])
     draws = None
     if dropout_p:
-        shape = (*query.shape[:-1], key.shape[-2])
         require_generator(rng)
-        draws = rng.random(shape, chunks=weights_chunks)
+        draws = rng.random((*lead, q.shape[-2], k.shape[-2]), chunks=weights_chunks)
     pairs: list[Any] = [q, (*names, row, inner), k, (*shared, column, inner), v, (*shared, column, outer)]
     gaps = []
     for array in (mask, bias, draws):
         gaps.append(array is None)
         if array is not None:
-            full = array[(None,) * (q.ndim - array.ndim)]
+            full = array[(None,) * (ndim - array.ndim)]
             chunks = {
                 axis: weights_chunks[axis] if full.shape[axis] == sum(weights_chunks[axis]) else -1
-                for axis in range(q.ndim)
+                for axis in range(ndim)
             }
             pairs += [full.rechunk(chunks), (*names, row, column)]
     for size, chunks, name in ((q.shape[-2], q.chunks[-2], row), (k.shape[-2], k.chunks[-2], column)):
@@ -80,11 +94,11 @@ def scaled_dot_product_attention(
         (*names, row, column),
         *pairs,
         align_arrays=False,
-        adjust_chunks={column: tuple(1 for _ in k.chunks[-2])},
+        adjust_chunks=dict(zip(names, chunks_of_lead, strict=True)) | {column: tuple(1 for _ in k.chunks[-2])},
         dtype=dtype,
-        meta=meta_from_array(q, q.ndim, dtype=dtype),
+        meta=meta_from_array(q, ndim, dtype=dtype),
     )
-    merged = joined(parts, _merge, (q.ndim - 1,), keepdims=True)
+    merged = joined(parts, _merge, (ndim - 1,), keepdims=True)
     return mapped(
         _divided,
         merged,
@@ -121,6 +135,7 @@ def _attended(
         m, b, d = (core.part(array, -2, part) for array in (mask, bias, draws))
         if is_causal:
             earlier = beside(rows, query)[part][:, None] >= beside(columns, query)[None, :]
+            earlier = with_axes(xp, earlier, q.ndim)
             m = earlier if m is None else m & earlier
         dropout = None if d is None else partial(core.dropped, draws=d, p=dropout_p)
         chosen = q[..., part, :], k, v

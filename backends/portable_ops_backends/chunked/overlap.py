@@ -5,20 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import dask.array as da
 import numpy as np
 
 from portable_ops.backend import Array
-from portable_ops.checks import Axis, normalized_axes, require_known_sizes
-from portable_ops.dice import dice_of_sums, overlap_sums
-from portable_ops.labels import ignored_labels, in_range, require_in_range, widened
-from portable_ops.overlap import above_zero
+from portable_ops.checks import Axis, IgnoreIndex, normalized_axes, require_known_sizes
+from portable_ops.dice import counting, dice_of_sums, overlap_sums
+from portable_ops.labels import ignored_labels, in_range, must_validate, require_in_range, widened
+from portable_ops.overlap import above_zero, over_classes
 from portable_ops.precision import as_dtype
-from portable_ops.ranges import require_unit_range
+from portable_ops.ranges import LOGITS, require_unit_range
 from portable_ops.reduction import product
-from portable_ops.routes import backend_of, values_are_at_hand
+from portable_ops.routes import backend_of, kind_of
 from portable_ops.targets import along, class_axis_of
 from portable_ops.tversky import foreground, loss_of_score, tversky_of_sums
 from portable_ops_backends.chunked.activations import sigmoid, softmax
@@ -31,39 +31,55 @@ from portable_ops_backends.chunked.blocks import (
     namespace,
     result_dtype,
     sizes_one,
+    spread,
     without_empty_blocks,
 )
 from portable_ops_backends.chunked.losses import classes_along, in_working_dtype, reduced_blocks
+
+
+class _Overlap(NamedTuple):
+    """What the sums of an overlap are made of, apart from the arrays: options of the losses, by their names."""
+
+    activation: str | None = None
+    class_axis: int = 1
+    ignore_index: IgnoreIndex = None
+    include_background: bool = True
+    squared: bool = False
+    soft_label: bool = False
+    validate: bool | None = None
 
 
 def _joined_sums(
     pred: Array,
     target: Array,
     axes: tuple[int, ...],
-    activation: str | None,
-    class_axis: int,
-    ignore_index: int | None,
-    include_background: bool = True,
-    squared: bool = False,
+    how: _Overlap,
+    *,
+    weight: Array | None = None,
+    sample_weight: Array | None = None,
     keepdims: bool = True,
 ) -> Array:
     """Blocks that hold the overlap and the sums of both masks, each with axes of size one where it was summed."""
     require_known_sizes("pred", pred)
-    p = in_working_dtype(pred)
-    if activation is not None:
-        z, p = p, sigmoid(p) if activation == "sigmoid" else softmax(p, axis=class_axis)
+    p, t, s, classes = in_working_dtype(pred), target, sample_weight, None
+    same = tuple(target.shape) == tuple(pred.shape)
+    if how.activation is not None:
+        z, p = p, sigmoid(p) if how.activation == "sigmoid" else softmax(p, axis=how.class_axis)
         p = mapped(_above_zero, p, z, dtype=p.dtype)
-    t, classes, num_classes = target, None, 0
-    if tuple(target.shape) != tuple(pred.shape):
-        number = class_axis_of(class_axis, pred, "pred")
-        t, num_classes = da.expand_dims(without_empty_blocks(target), number), pred.shape[number]
-        classes = foreground(classes_along(p, number), class_axis, include_background)
+    if same:
+        s = spread(s, p)
     else:
-        t = foreground(t, class_axis, include_background)
-    p = foreground(p, class_axis, include_background)
-    options = {"num_classes": num_classes, "ignore_index": ignore_index, "squared": squared}
-    options |= {"is_probability": activation is None}
-    parts = mapped(_sums_of_block, p, t, classes, dtype=p.dtype, chunks=sizes_one(p, axes), axes=axes, **options)
+        axis = class_axis_of(how.class_axis, pred, "pred")
+        t, classes = da.expand_dims(without_empty_blocks(target), axis), classes_along(p, axis)
+        s = None if s is None else over_classes(da, without_empty_blocks(s), axis, pred.ndim)
+    w = None if weight is None else along(da, without_empty_blocks(weight), how.class_axis % pred.ndim, pred.ndim)
+    kept = partial(foreground, class_axis=how.class_axis, include_background=how.include_background)
+    p, w, classes = kept(p), None if w is None else kept(w), None if classes is None else kept(classes)
+    if same:
+        t, s = kept(t), None if s is None else kept(s)
+    looks = how.activation is None and kind_of(pred) != "bool", same and kind_of(target) != "bool"
+    options = {"how": how, "num_classes": 0 if same else pred.shape[axis], "looks": looks, "axes": axes}
+    parts = mapped(_sums_of_block, p, t, classes, w, s, dtype=p.dtype, chunks=sizes_one(p, axes), **options)
     return joined(parts, added, axes, keepdims=keepdims)
 
 
@@ -74,12 +90,12 @@ def soft_sums(
     *,
     activation: str | None = None,
     class_axis: int | None = 1,
-    ignore_index: int | None = None,
+    ignore_index: IgnoreIndex = None,
 ) -> Array:
     """See `portable_ops.soft_scores.soft_sums`. What it leaves lies in NumPy blocks, whatever array a block was."""
     classes = None if class_axis is None else class_axis % pred.ndim
     axes = tuple(axis for axis in range(pred.ndim) if axis != classes)
-    sums = _joined_sums(pred, target, axes, activation, classes or 0, ignore_index, keepdims=False)
+    sums = _joined_sums(pred, target, axes, _Overlap(activation, classes or 0, ignore_index), keepdims=False)
     rows = da.map_blocks(
         _rows,
         sums,
@@ -101,21 +117,18 @@ def _overlap_loss(
     target: Array,
     *,
     axis: Axis,
-    activation: str | None,
-    class_axis: int,
     weight: Array | None,
-    ignore_index: int | None,
+    sample_weight: Array | None,
     reduction: str,
-    include_background: bool = True,
-    squared: bool = False,
+    **options: Any,
 ) -> Array:
     """The loss that a function makes of the overlap and of the sums of both masks."""
-    axes = normalized_axes(axis, pred)
-    sums = _joined_sums(pred, target, axes, activation, class_axis, ignore_index, include_background, squared)
+    axes, how = normalized_axes(axis, pred), _Overlap(**options)
+    sums = _joined_sums(pred, target, axes, how, weight=weight, sample_weight=sample_weight)
     w = None
     if weight is not None:
-        kept = foreground(without_empty_blocks(weight), 0, include_background)
-        w = along(da, kept, class_axis % pred.ndim, pred.ndim)
+        kept = foreground(without_empty_blocks(weight), 0, how.include_background)
+        w = along(da, kept, how.class_axis % pred.ndim, pred.ndim)
     losses = mapped(partial(_losses, of_sums), sums, w, dtype=sums.dtype)
     result = reduced_blocks(losses, reduction, result_dtype(pred))
     return result.squeeze(axes) if reduction == "none" else result
@@ -125,31 +138,34 @@ def _sums_of_block(
     p: Array,
     t: Array,
     classes: Array | None,
-    axes: tuple[int, ...],
+    w: Array | None,
+    s: Array | None,
+    how: _Overlap,
     num_classes: int,
-    ignore_index: int | None,
-    squared: bool,
-    is_probability: bool,
+    looks: tuple[bool, bool],
+    axes: tuple[int, ...],
 ) -> Parts:
     """The sums of a block."""
     xp = namespace(p)
+    ignored = ignored_labels(xp, t, how.ignore_index)
     if classes is None:
-        ignored = ignored_labels(xp, t, ignore_index)
-        require_unit_range(xp, "target", t, None if ignored is None else ~ignored)
         t = as_dtype(xp, t, p)
     else:
         wide = widened(xp, t)
-        ignored = ignored_labels(xp, t, ignore_index)
-        if values_are_at_hand(t):
+        if must_validate(how.validate, t):
             require_in_range(xp, "target", t, num_classes, None if ignored is None else ~ignored)
         hot = xp.astype(wide == beside(classes, t), p.dtype)
         t = xp.where(in_range(wide, num_classes), hot, math.nan)
-    if is_probability:
-        kept = None if ignored is None else xp.broadcast_to(~ignored, p.shape)
-        require_unit_range(xp, "pred", p, kept)
+    if w is not None:
+        p, t = (xp.where((w == 0) & ~xp.isfinite(x), 0.0, x) for x in (p, t))
     if ignored is not None:
         p, t = xp.where(ignored, 0.0, p), xp.where(ignored, 0.0, t)
-    return overlap_sums(xp, p, t, axes, squared=squared, keepdims=True)
+    kept = counting(xp, s, p)
+    if looks[0]:
+        require_unit_range(xp, "pred", p, kept, LOGITS, validate=how.validate)
+    if looks[1]:
+        require_unit_range(xp, "target", t, kept, validate=how.validate)
+    return overlap_sums(xp, p, t, axes, squared=how.squared, soft_label=how.soft_label, sample_weight=s, keepdims=True)
 
 
 def _above_zero(p: Array, z: Array) -> Array:
@@ -166,36 +182,64 @@ def _losses(of_sums: Callable[..., Array], sums: Parts, w: Array | None) -> Part
     return product(xp, weights, loss), weights
 
 
+def dice_coefficient(
+    pred: Array,
+    target: Array,
+    /,
+    *,
+    axis: Axis = None,
+    sample_weight: Array | None = None,
+    smooth: float = 0.0,
+    smooth_denominator: float | None = None,
+    absent: float = 1.0,
+    **options: Any,
+) -> Array:
+    """See `portable_ops.dice_coefficient`. Values are validated when a block is computed, where it is on the host."""
+    return _overlap_loss(
+        partial(_dice_of_sums, smooth=smooth, absent=absent, smooth_denominator=smooth_denominator),
+        pred,
+        target,
+        axis=axis,
+        weight=None,
+        sample_weight=sample_weight,
+        reduction="none",
+        **options,
+    )
+
+
+def _dice_of_sums(xp: Any, overlap: Array, predicted: Array, actual: Array, **coefficient: Any) -> Array:
+    return dice_of_sums(xp, overlap, predicted + actual, **coefficient)
+
+
 def dice_loss(
     pred: Array,
     target: Array,
     /,
     *,
     axis: Axis = None,
-    activation: str | None = None,
-    class_axis: int = 1,
     weight: Array | None = None,
-    ignore_index: int | None = None,
+    sample_weight: Array | None = None,
     smooth: float = 0.0,
+    smooth_denominator: float | None = None,
     absent: float = 1.0,
     reduction: str = "mean",
+    **options: Any,
 ) -> Array:
-    """See `portable_ops.dice_loss`. Indices are validated when a block is computed, where it is on the host."""
+    """See `portable_ops.dice_loss`. Values are validated when a block is computed, where it is on the host."""
     return _overlap_loss(
-        partial(_dice_loss_of_sums, smooth=smooth, absent=absent),
+        partial(_dice_loss_of_sums, smooth=smooth, absent=absent, smooth_denominator=smooth_denominator),
         pred,
         target,
         axis=axis,
-        activation=activation,
-        class_axis=class_axis,
         weight=weight,
-        ignore_index=ignore_index,
+        sample_weight=sample_weight,
         reduction=reduction,
+        **options,
     )
 
 
-def _dice_loss_of_sums(xp: Any, overlap: Array, predicted: Array, actual: Array, smooth: float, absent: float) -> Array:
-    return 1 - dice_of_sums(xp, overlap, predicted + actual, smooth, absent)
+def _dice_loss_of_sums(xp: Any, *sums: Array, **coefficient: Any) -> Array:
+    return 1 - _dice_of_sums(xp, *sums, **coefficient)
 
 
 def tversky_loss(
@@ -207,65 +251,34 @@ def tversky_loss(
     beta: float = 0.5,
     gamma: float = 1.0,
     axis: Axis = None,
-    activation: str | None = None,
-    class_axis: int = 1,
     weight: Array | None = None,
-    ignore_index: int | None = None,
-    include_background: bool = True,
+    sample_weight: Array | None = None,
     smooth: float = 0.0,
+    smooth_denominator: float | None = None,
     absent: float = 1.0,
     log_loss: bool = False,
     reduction: str = "mean",
+    **options: Any,
 ) -> Array:
-    """See `portable_ops.tversky_loss`. Indices are validated when a block is computed, where it is on the host."""
-    coefficient = {"alpha": alpha, "beta": beta, "smooth": smooth, "absent": absent}
+    """See `portable_ops.tversky_loss`. Values are validated when a block is computed, where it is on the host."""
+    coefficient = {"smooth": smooth, "absent": absent, "smooth_denominator": smooth_denominator}
+    coefficient |= {"alpha": alpha, "beta": beta}
     return _overlap_loss(
         partial(_tversky_loss_of_sums, coefficient, gamma=gamma, log_loss=log_loss),
         pred,
         target,
         axis=axis,
-        activation=activation,
-        class_axis=class_axis,
         weight=weight,
-        ignore_index=ignore_index,
-        include_background=include_background,
+        sample_weight=sample_weight,
         reduction=reduction,
+        **options,
     )
 
 
-def _tversky_loss_of_sums(coefficient: dict[str, float], xp: Any, *sums: Array, gamma: float, log_loss: bool) -> Array:
+def _tversky_loss_of_sums(coefficient: dict[str, Any], xp: Any, *sums: Array, gamma: float, log_loss: bool) -> Array:
     return loss_of_score(xp, tversky_of_sums(xp, *sums, **coefficient), gamma=gamma, log_loss=log_loss)
 
 
-def jaccard_loss(
-    pred: Array,
-    target: Array,
-    /,
-    *,
-    axis: Axis = None,
-    activation: str | None = None,
-    class_axis: int = 1,
-    weight: Array | None = None,
-    ignore_index: int | None = None,
-    include_background: bool = True,
-    squared: bool = False,
-    smooth: float = 0.0,
-    absent: float = 1.0,
-    log_loss: bool = False,
-    reduction: str = "mean",
-) -> Array:
-    """See `portable_ops.jaccard_loss`. Indices are validated when a block is computed, where it is on the host."""
-    coefficient = {"alpha": 1, "beta": 1, "smooth": smooth, "absent": absent}
-    return _overlap_loss(
-        partial(_tversky_loss_of_sums, coefficient, gamma=1, log_loss=log_loss),
-        pred,
-        target,
-        axis=axis,
-        activation=activation,
-        class_axis=class_axis,
-        weight=weight,
-        ignore_index=ignore_index,
-        include_background=include_background,
-        squared=squared,
-        reduction=reduction,
-    )
+def jaccard_loss(pred: Array, target: Array, /, **options: Any) -> Array:
+    """See `portable_ops.jaccard_loss`: the Tversky loss with both weights 1."""
+    return tversky_loss(pred, target, alpha=1.0, beta=1.0, **options)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from portable_ops.attention import weights_shape
 from portable_ops_backends.cpu.arithmetic import FUSED
 from portable_ops_backends.cpu.compiling import compiled
 from portable_ops_backends.cpu.layout import Array, readonly
@@ -65,6 +66,12 @@ def _divide(line: Array, total: Array) -> None:
 
 
 @compiled
+def _in_powers_of_two(bias: Any, unit: Any, largest: Any) -> Any:
+    """A bias in units of which two is raised to the power; the lowest numbers, which padding is given, stay finite."""
+    return bias * unit if not abs(bias) >= largest / unit or np.isinf(bias) else np.copysign(largest, bias)
+
+
+@compiled
 def _mask_scores(
     scores: Array,
     mask: Array,
@@ -78,11 +85,12 @@ def _mask_scores(
 ) -> None:
     """Add a bias, and put -inf where a query does not attend; (keys, queries), the first being numbers `start` and `first`."""
     lowest, unit = scores.dtype.type(-np.inf), scores.dtype.type(LOG2_OF_E)
+    largest = np.finfo(scores.dtype).max
     for q in range(rows):
         if bias.size:
             line = bias[of_bias, first + q if bias.shape[1] > 1 else 0]
             for k in range(scores.shape[0]):
-                scores[k, q] += line[start + k if line.size > 1 else 0] * unit
+                scores[k, q] += _in_powers_of_two(line[start + k if line.size > 1 else 0], unit, largest)
         if mask.size:
             attends = mask[of_mask, first + q if mask.shape[1] > 1 else 0]
             for k in range(scores.shape[0]):
@@ -116,8 +124,8 @@ def _attend(
     start: int,
     stop: int,
 ) -> None:
-    """Chunks of queries, numbered along (heads, chunks). Arrays are (heads, tokens, dim); `places` is (3, heads): which head of
-    `key`, `mask` and `bias` belongs to one of `query`. A mask or bias of size 0 is none; they may be broadcast.
+    """Chunks of queries, numbered along (heads, chunks). Arrays are (heads, tokens, dim); `places` is (5, heads): which head of
+    `query`, `key`, `value`, `mask` and `bias` belongs to one of `out`. A mask or bias of size 0 is none; they may be broadcast.
     """
     tokens, depth, columns, width = query.shape[1], query.shape[2], key.shape[1], value.shape[2]
     of_tile = VECTORS * VECTOR_BYTES // query.itemsize
@@ -137,11 +145,12 @@ def _attend(
         head, first = number // chunks, (chunks - 1 - number % chunks) * BLOCKS * QUERIES
         last = min(first + BLOCKS * QUERIES, tokens)
         blocks = (last - first + QUERIES - 1) // QUERIES
-        keys, values = key[places[0, head]].reshape(-1), value[places[0, head]].reshape(-1)
+        keys, values = key[places[1, head]].reshape(-1), value[places[2, head]].reshape(-1)
+        queries = query[places[0, head]]
         for i in range(first, last):
             block, q = (i - first) // QUERIES, (i - first) % QUERIES
             for d in range(depth):
-                arranged[block, d * QUERIES + q] = query[head, i, d] * scale
+                arranged[block, d * QUERIES + q] = queries[i, d] * scale
         before[:blocks] = -np.inf
         total[:blocks] = 0
         result[:blocks] = 0
@@ -160,7 +169,7 @@ def _attend(
                     keys, begin * depth, 1, depth, arranged[block], depth, flat, count, QUERIES, used, of_tile, peak
                 )
                 if mask.size or bias.size or (is_causal and begin + count > row + 1):
-                    _mask_scores(part, mask, bias, places[1, head], places[2, head], is_causal, row, begin, end - row)
+                    _mask_scores(part, mask, bias, places[3, head], places[4, head], is_causal, row, begin, end - row)
                     peak[:] = before[block]
                     for k in range(count):
                         _raise_peaks(part[k], peak)
@@ -196,31 +205,48 @@ def scaled_dot_product_attention(
 ) -> Array:
     """See `portable_ops.scaled_dot_product_attention`."""
     real = np.dtype(np.float32) if query.dtype == np.float16 else query.dtype
-    q, k, v = (_heads(x, real) for x in (query, key, value))
-    leading, tokens = query.shape[:-2], query.shape[-2]
-    shared = leading[-1] // key.shape[-3] if enable_gqa else 1
-    weights, of_mask = _broadcast(mask, leading, np.dtype(np.bool_))
-    added, of_bias = _broadcast(bias, leading, real)
-    places = np.stack([np.arange(q.shape[0]) // shared, of_mask, of_bias])
+    *leading, tokens, _ = weights_shape(query, key, value, enable_gqa)
+    # Grouped queries have an axis of their own for those that share a head.
+    groups = (key.shape[-3], leading[-1] // key.shape[-3]) if enable_gqa else ()
+    lead = (*leading[:-1], *groups) if enable_gqa else tuple(leading)
+    q, of_query = _heads(query, lead, real, groups)
+    k, of_key = _heads(key, lead, real, groups[:1])
+    v, of_value = _heads(value, lead, real, groups[:1])
+    weights, of_mask = _broadcast(mask, tuple(leading), np.dtype(np.bool_))
+    added, of_bias = _broadcast(bias, tuple(leading), real)
+    places = np.stack([of_query, of_key, of_value, of_mask, of_bias])
     factor = real.type((1 / math.sqrt(query.shape[-1]) if scale is None else scale) * LOG2_OF_E)
-    out = np.empty((*q.shape[:2], v.shape[2]), real)
+    out = np.empty((places.shape[1], tokens, v.shape[2]), real)
 
     def work(part: int, start: int, stop: int) -> None:
         _attend(q, k, v, weights, added, places, factor, is_causal, out, start, stop)
 
-    run_in_parts(work, q.shape[0] * -(-tokens // (BLOCKS * QUERIES)), 1, for_each=32)
-    return out.reshape(*query.shape[:-1], value.shape[-1]).astype(query.dtype, copy=False)
+    run_in_parts(work, out.shape[0] * -(-tokens // (BLOCKS * QUERIES)), 1, for_each=32)
+    return out.reshape(*leading, tokens, value.shape[-1]).astype(query.dtype, copy=False)
 
 
-def _heads(x: Array, real: Any) -> Array:
-    """(heads, tokens, dim), in one piece of memory."""
-    return readonly(np.ascontiguousarray(x, real).reshape(-1, *x.shape[-2:]))
+def _in_one_piece(x: Array, dtype: Any) -> Array:
+    """(heads, tokens, dim)."""
+    return readonly(np.ascontiguousarray(x, dtype).reshape(-1, *x.shape[-2:]))
+
+
+def _heads(x: Array, lead: tuple[int, ...], real: Any, groups: tuple[int, ...]) -> tuple[Array, Array]:
+    """(heads, tokens, dim), and which of these heads belongs to each of `lead`; `groups` are the axes made of that of heads.
+
+    Keys and values have one head for all queries of a group.
+    """
+    own = (*x.shape[:-3], *groups, *(1,) * (len(groups) == 1)) if groups else x.shape[:-2]
+    return _in_one_piece(x, real), _numbered(own, lead)
+
+
+def _numbered(own: tuple[int, ...], lead: tuple[int, ...]) -> Array:
+    """The numbers of the heads of an array with these leading axes, for each of those to which they are broadcast."""
+    return np.broadcast_to(np.arange(math.prod(own)).reshape(own), lead).reshape(-1)
 
 
 def _broadcast(x: Array | None, leading: tuple[int, ...], dtype: Any) -> tuple[Array, Array]:
     """A mask or bias as (heads, tokens or 1, keys or 1), and which of its heads belongs to each of the queries'."""
     if x is None:
         return readonly(np.empty((0, 1, 1), dtype)), np.zeros(math.prod(leading), np.intp)
-    whole = x.reshape((1,) * (len(leading) + 2 - x.ndim) + x.shape)
-    numbers = np.arange(math.prod(whole.shape[:-2])).reshape(whole.shape[:-2])
-    return _heads(whole, dtype), np.broadcast_to(numbers, leading).reshape(-1)
+    whole = x.reshape((1,) * (2 - x.ndim) + x.shape)
+    return _in_one_piece(whole, dtype), _numbered(whole.shape[:-2], leading)

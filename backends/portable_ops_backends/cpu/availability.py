@@ -9,6 +9,9 @@ from functools import cache, lru_cache
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
+
+from portable_ops.attention import weights_shape
 from portable_ops.checks import normalized_axes
 from portable_ops.routes import dtype_name
 
@@ -184,7 +187,7 @@ def why_not_attention(
     enable_gqa: bool = False,
 ) -> str | None:
     """Reason not to attend with Numba."""
-    if math.prod(query.shape[:-1]) * key.shape[-2] < SMALLEST_ATTENTION:
+    if math.prod(weights_shape(query, key, value, enable_gqa)) < SMALLEST_ATTENTION:
         return f"fewer than {SMALLEST_ATTENTION} weights"
     if (reason := why_no_numba()) is not None:
         return reason
@@ -201,9 +204,11 @@ def why_not_masked_attention(
 ) -> str | None:
     """Reason not to attend with Numba where some weights are 0."""
     # A sum is not finite if a term is not; its own overflow only costs the kernel.
-    if (mask is not None or is_causal) and not math.isfinite(float(value.sum(dtype="float64"))):
-        return "a value that is not finite would leak through the mask"
-    return None
+    if mask is None and not is_causal:
+        return None
+    with np.errstate(all="ignore"):  # whatever the caller has NumPy do of an infinity
+        total = float(value.sum(dtype="float64"))
+    return None if math.isfinite(total) else "a value that is not finite would leak through the mask"
 
 
 def innermost_size(x: Any, axis: Any) -> int:

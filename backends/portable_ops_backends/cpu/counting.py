@@ -7,6 +7,7 @@ one.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import array_api_compat.numpy as xp
@@ -31,6 +32,9 @@ MOST_CLASSES_OF_A_MATRIX = 128
 
 MOST_PAIRS = 2**31
 """Pairs after which counters of 32 bits are emptied."""
+
+MOST_COPIED = 2**26
+"""Labels that are copied at once."""
 
 MOST_RUNS = 32
 """Runs that begin in a group of pairs up to which it pays to look for each."""
@@ -163,6 +167,26 @@ def _count_many_classes(
 
 def count_pairs(pred: Array, target: Array, num_classes: int, ignore_index: int | None) -> tuple[Array, int]:
     """The confusion matrix, rows = target, and how many elements have a label that names no class."""
+    matrices, bad = zip(
+        *(_count_pairs(*part, num_classes, ignore_index) for part in _pieces(pred, target)), strict=True
+    )
+    return _total(matrices), sum(bad)
+
+
+def _pieces(pred: Array, target: Array) -> Iterator[tuple[Array, Array]]:
+    """Both in pieces, where a copy of all labels would be made to have them in one row, as of a view that repeats them."""
+    order = memory_order(pred)
+    if pred.size <= MOST_COPIED or all(labels.transpose(order).flags.c_contiguous for labels in (pred, target)):
+        yield pred, target
+        return
+    axis = pred.shape.index(max(pred.shape))
+    step = max(1, MOST_COPIED * pred.shape[axis] // pred.size)
+    for start in range(0, pred.shape[axis], step):
+        piece = (slice(None),) * axis + (slice(start, start + step),)
+        yield pred[piece], target[piece]
+
+
+def _count_pairs(pred: Array, target: Array, num_classes: int, ignore_index: int | None) -> tuple[Array, int]:
     p, t, ignored = _prepared(pred, target, ignore_index)
     bad, part_size = num_classes**2, max(SMALLEST_PART, num_classes**2)
     classes = np.min_scalar_type(max(bad + 1, 2**8)).type(num_classes)  # there are vectors of 16 bits and more
@@ -184,8 +208,20 @@ def count_areas(
     pred: Array, target: Array, num_classes: int, ignore_index: int | None
 ) -> tuple[Array, Array, Array, int]:
     """Areas of intersection, union and target, and how many elements have a label that names no class."""
+    pieces = [_count_areas(*part, num_classes, ignore_index) for part in _pieces(pred, target)]
+    intersection, union, actual, bad = zip(*pieces, strict=True)
+    return _total(intersection), _total(union), _total(actual), sum(bad)
+
+
+def _total(arrays: Sequence[Array]) -> Array:
+    return arrays[0] if len(arrays) == 1 else np.sum(arrays, axis=0)
+
+
+def _count_areas(
+    pred: Array, target: Array, num_classes: int, ignore_index: int | None
+) -> tuple[Array, Array, Array, int]:
     if num_classes <= MOST_CLASSES_OF_A_MATRIX:
-        pairs, bad = count_pairs(pred, target, num_classes, ignore_index)
+        pairs, bad = _count_pairs(pred, target, num_classes, ignore_index)
         intersection, predicted, actual = pairs.diagonal().copy(), pairs.sum(axis=0), pairs.sum(axis=1)
     else:
         p, t, ignored = _prepared(pred, target, ignore_index)

@@ -15,6 +15,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache
 
+from portable_ops.backend import warn_of
+
 Part = tuple[int, int, int]
 Queue = deque[Part]
 
@@ -38,16 +40,36 @@ def worker_count() -> int:
 
 def allowed_threads() -> tuple[int, str]:
     """How many threads kernels may have, and what says so."""
-    explicit = os.environ.get("PORTABLE_OPS_NUM_THREADS", "")
-    if explicit.isdigit():
-        return max(1, int(explicit)), "PORTABLE_OPS_NUM_THREADS"
+    explicit = _number_in("PORTABLE_OPS_NUM_THREADS")
+    if explicit is not None:
+        return max(1, explicit), "PORTABLE_OPS_NUM_THREADS"
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limits = {"the CPUs that this process may use": allowed}
     for name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS"):
-        if os.environ.get(name, "").isdigit():
-            limits[name] = int(os.environ[name])
+        if (number := _number_in(name)) is not None:
+            limits[name] = number
     least = min(limits, key=lambda name: limits[name])
     return max(1, limits[least]), least
+
+
+_refused: set[str] = set()
+
+
+def _number_in(name: str) -> int | None:
+    """The number of threads that a variable names; None, with a warning, if it holds anything else."""
+    text = os.environ.get(name, "")
+    if not text.strip():
+        return None
+    try:
+        number = int(text.partition(",")[0])  # OpenMP takes one for each level
+    except ValueError:
+        number = -1
+    if number >= 0:
+        return number
+    if name not in _refused:
+        _refused.add(name)
+        warn_of(f"{name}: got {text!r}; expected a number of threads, such as 4; it is left out of account")
+    return None
 
 
 class AtMost:

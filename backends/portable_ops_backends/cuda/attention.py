@@ -51,4 +51,4 @@ def scaled_dot_product_attention(
             if biases is not None:
                 logits = logits + biases[(*np.unravel_index(first, lead), part)]
             out[chosen, part] = xp.matmul(normalized(logits, -1, "WEIGHTS"), v[chosen])
-    return like_query(xp, out, query, value)
+    return like_query(xp, out, query, key, value, enable_gqa)

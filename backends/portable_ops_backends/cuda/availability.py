@@ -8,7 +8,7 @@ from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
-from portable_ops.attention import BLOCK_ELEMENTS
+from portable_ops.attention import BLOCK_ELEMENTS, weights_shape
 from portable_ops.routes import dtype_name
 from portable_ops_backends.cuda.launching import TYPES
 
@@ -124,18 +124,17 @@ def why_not_dice(
     return None
 
 
-def why_not_fused_attention(query: Any, value: Any, keys: int, *, ndim: int, enable_gqa: bool) -> str | None:
+def why_not_fused_attention(query: Any, key: Any, value: Any, *, dtype: str, ndim: int, enable_gqa: bool) -> str | None:
     """Reason why torch would hold all attention weights at once on a GPU, if these are many."""
-    if math.prod(query.shape[:-1]) * keys <= BLOCK_ELEMENTS:
+    if math.prod(weights_shape(query, key, value, enable_gqa)) <= BLOCK_ELEMENTS:
         return None
-    name = dtype_name(query.dtype)
-    if name not in ("float16", "bfloat16", "float32"):
-        return f"torch would hold all weights of {name} at once"
+    if dtype not in ("float16", "bfloat16", "float32"):
+        return f"torch would hold all weights of {dtype} at once"
     if ndim != 4:
         return "torch would hold all weights of other than four axes at once"
-    if enable_gqa and name == "float32":
+    if enable_gqa and dtype == "float32":
         return "torch would hold all weights of grouped float32 queries at once"
-    step = 4 if name == "float32" else 8
+    step = 4 if dtype == "float32" else 8
     if query.shape[-1] % step or value.shape[-1] % step:
         return f"torch would hold all weights at once, as a dim is no multiple of {step}"
     return None

@@ -8,6 +8,7 @@ import cupy
 import torch
 from torch.utils.dlpack import from_dlpack
 
+from portable_ops.attention import weights_shape
 from portable_ops.backend import Array
 from portable_ops_backends.native import torch as native
 
@@ -55,4 +56,5 @@ def scaled_dot_product_attention(
             scale=scale,
             enable_gqa=enable_gqa,
         )
-        return cupy.from_dlpack(result.reshape((*query.shape[:-1], value.shape[-1])))
+        shape = *weights_shape(query, key, value, enable_gqa)[:-1], value.shape[-1]
+        return cupy.from_dlpack(result.reshape(shape))

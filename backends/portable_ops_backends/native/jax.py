@@ -6,7 +6,9 @@ rows one number after the other.
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -17,7 +19,14 @@ from jax import Array
 
 from portable_ops.attention import BLOCK_ELEMENTS, Dropout, arranged, attend_block, like_query
 from portable_ops.checks import IgnoreIndex
-from portable_ops.counting import Areas, count_areas, count_pairs, is_countable, raise_for_labels
+from portable_ops.counting import (
+    Areas,
+    count_areas,
+    count_pairs,
+    is_countable,
+    raise_for_labels,
+    weights_of_elements,
+)
 from portable_ops.dispatch import OPERATIONS
 from portable_ops.labels import ignored_labels, in_range, must_validate, require_in_range, widened
 from portable_ops.ranges import HIGHEST, LOWEST, require_unit_range
@@ -31,11 +40,16 @@ _NUMBERS = frozenset({"alpha", "beta", "smooth", "smooth_denominator", "absent",
 
 def _compiled(name: str) -> Callable[..., Any]:
     """The definition of an operation, compiled once per shape, dtype and choice of options."""
+    definition = partial(OPERATIONS[name].definition, xp)
+    compiled: Callable[..., Any] = jax.jit(definition, static_argnames=_static_options(name))
+    return compiled
+
+
+def _static_options(name: str) -> list[str]:
+    """The options of an operation that are constants of what is compiled."""
     operation = OPERATIONS[name]
     options = [p.name for p in operation.signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
-    static = [option for option in options if option not in operation.keyword_arrays and option not in _NUMBERS]
-    compiled: Callable[..., Any] = jax.jit(partial(operation.definition, xp), static_argnames=static)
-    return compiled
+    return [option for option in options if option not in operation.keyword_arrays and option not in _NUMBERS]
 
 
 softmax = _compiled("softmax")
@@ -50,35 +64,62 @@ def _compiled_loss(name: str) -> Callable[..., Any]:
     compiled = _compiled(name)
     parameters = OPERATIONS[name].signature.parameters
 
-    def loss(pred: Array, target: Array, /, **options: Any) -> Array:
+    def loss(logits: Array, target: Array, /, **options: Any) -> Array:
         given = {p.name: options.get(p.name, p.default) for p in parameters.values() if p.kind is p.KEYWORD_ONLY}
-        if tuple(target.shape) == tuple(pred.shape):
-            _require_ranges(name, pred, target, given)
-        elif values_are_at_hand(target):
-            num_classes = math.prod(pred.shape[axis] for axis in class_axes_of(given["class_axis"], pred))
-            ignore_index = given["ignore_index"]
-            if _has_misfit(target, num_classes, ignore_index):
-                ignored = ignored_labels(xp, target, ignore_index)
-                require_in_range(xp, "target", target, num_classes, None if ignored is None else ~ignored)
-        return compiled(pred, target, **options)
+        if tuple(target.shape) != tuple(logits.shape):
+            if values_are_at_hand(target):
+                _require_indices(logits, target, given["class_axis"], given["ignore_index"])
+        elif name == "binary_cross_entropy" or (name == "focal_loss" and given["activation"] == "sigmoid"):
+            for argument, mask in (
+                (("target", target),) if given["from_logits"] else (("target", target), ("logits", logits))
+            ):
+                if mask.dtype != bool and values_are_at_hand(mask) and _is_beyond(mask):
+                    ignored = ignored_labels(xp, target, given["ignore_index"])
+                    kept = xp.ones(mask.shape, bool) if ignored is None else ~ignored
+                    weight = given["sample_weight"]
+                    require_unit_range(xp, argument, mask, kept if weight is None else kept & (weight != 0))
+        return compiled(logits, target, **options)
 
     return loss
 
 
-def _require_ranges(name: str, pred: Array, target: Array, options: dict[str, Any]) -> None:
-    """Refuse masks and probabilities outside of [0, 1], as the definitions do where there are values."""
-    masks = []
-    if name == "binary_cross_entropy" or (name == "focal_loss" and options["activation"] == "sigmoid"):
-        masks = [("target", target)] if options["from_logits"] else [("target", target), ("logits", pred)]
-    elif name in ("dice_coefficient", "jaccard_loss", "tversky_loss") and options["validate"] is not False:
-        masks = [("target", target)] if options.get("activation") else [("target", target), ("pred", pred)]
-    for argument, mask in masks:
-        if mask.dtype == bool or not values_are_at_hand(mask) or not _is_beyond(mask):
-            continue
-        ignored = ignored_labels(xp, target, options.get("ignore_index"))
-        kept = xp.ones(mask.shape, bool) if ignored is None else ~ignored
-        weight = options.get("sample_weight")
-        require_unit_range(xp, argument, mask, kept if weight is None else kept & (weight != 0))
+def _require_indices(
+    pred: Array, target: Array, class_axis: int | tuple[int, ...] | None, ignore_index: IgnoreIndex
+) -> None:
+    num_classes = math.prod(pred.shape[axis] for axis in class_axes_of(class_axis, pred))
+    if _has_misfit(target, num_classes, ignore_index):
+        ignored = ignored_labels(xp, target, ignore_index)
+        require_in_range(xp, "target", target, num_classes, None if ignored is None else ~ignored)
+
+
+def _compiled_overlap(name: str) -> Callable[..., Any]:
+    """The same of an overlap of masks, whose range is found with it."""
+    definition = partial(OPERATIONS[name].definition, xp)
+
+    def with_look(
+        pred: Array, target: Array, /, *, looks: tuple[bool, bool], **options: Any
+    ) -> tuple[Array, Array | None]:
+        beyond = [_is_beyond(mask) for mask, looked in zip((pred, target), looks, strict=True) if looked]
+        found = functools.reduce(operator.or_, beyond) if beyond else None
+        return definition(pred, target, **options), found
+
+    compiled = jax.jit(with_look, static_argnames=[*_static_options(name), "looks"])
+
+    def overlap(pred: Array, target: Array, /, *, validate: bool | None = None, **options: Any) -> Array:
+        same = tuple(target.shape) == tuple(pred.shape)
+        looks = False, False
+        if must_validate(validate, target) and must_validate(validate, pred):
+            if not same:
+                _require_indices(pred, target, options.get("class_axis", 1), options.get("ignore_index"))
+            of_pred = options.get("activation") is None and pred.dtype != bool
+            looks = of_pred, same and target.dtype != bool
+        result, beyond = compiled(pred, target, looks=looks, **options)
+        # Outside of the range there may be what does not count, or a nan: the definition knows.
+        if beyond is not None and beyond:
+            result = definition(pred, target, validate=validate, **options)
+        return result
+
+    return overlap
 
 
 @jax.jit
@@ -88,10 +129,10 @@ def _is_beyond(mask: Array) -> Array:
 
 binary_cross_entropy = _compiled_loss("binary_cross_entropy")
 cross_entropy = _compiled_loss("cross_entropy")
-dice_coefficient = _compiled_loss("dice_coefficient")
+dice_coefficient = _compiled_overlap("dice_coefficient")
 focal_loss = _compiled_loss("focal_loss")
-jaccard_loss = _compiled_loss("jaccard_loss")
-tversky_loss = _compiled_loss("tversky_loss")
+jaccard_loss = _compiled_overlap("jaccard_loss")
+tversky_loss = _compiled_overlap("tversky_loss")
 
 
 @partial(jax.jit, static_argnums=(1, 2))
@@ -108,12 +149,13 @@ def confusion_matrix(
     /,
     num_classes: int,
     *,
-    ignore_index: int | None = None,
+    ignore_index: IgnoreIndex = None,
+    sample_weight: Array | None = None,
     validate: bool | None = None,
 ) -> Array:
     """See `portable_ops.confusion_matrix`."""
-    _require_labels(pred, target, num_classes, ignore_index, validate)
-    return _pairs(pred, target, num_classes, ignore_index)
+    weights = _require_labels(pred, target, num_classes, ignore_index, sample_weight, validate)
+    return _pairs(pred, target, num_classes, ignore_index, weights)
 
 
 def intersection_and_union(
@@ -122,44 +164,57 @@ def intersection_and_union(
     /,
     num_classes: int,
     *,
-    ignore_index: int | None = None,
+    ignore_index: IgnoreIndex = None,
+    sample_weight: Array | None = None,
     validate: bool | None = None,
 ) -> Areas:
     """See `portable_ops.intersection_and_union`."""
-    _require_labels(pred, target, num_classes, ignore_index, validate)
-    return _areas(pred, target, num_classes, ignore_index)
+    weights = _require_labels(pred, target, num_classes, ignore_index, sample_weight, validate)
+    return _areas(pred, target, num_classes, ignore_index, weights)
 
 
 def _require_labels(
-    pred: Array, target: Array, num_classes: int, ignore_index: int | None, validate: bool | None
-) -> None:
+    pred: Array,
+    target: Array,
+    num_classes: int,
+    ignore_index: IgnoreIndex,
+    sample_weight: Array | None,
+    validate: bool | None,
+) -> Array | None:
+    """The weights of elements, all being as they should be."""
+    weights = None if sample_weight is None else weights_of_elements(xp, sample_weight, pred, validate)
     if not must_validate(validate, pred) or not values_are_at_hand(target):
-        return
-    if not _all_countable(pred, target, num_classes, ignore_index):
-        raise_for_labels(xp, pred, target, num_classes, ignore_index)
+        return weights
+    if not _all_countable(pred, target, num_classes, ignore_index, weights):
+        flat = weights if weights is None else xp.reshape(weights, pred.shape)
+        raise_for_labels(xp, pred, target, num_classes, ignore_index, flat)
+    return weights
 
 
-def _histogram(namespace: Any, codes: Array, bins: int) -> Array:
+def _histogram(namespace: Any, codes: Array, bins: int, weights: Array | None) -> Array:
     """With a length, so that the shape does not depend on values. Codes are not negative: JAX would count them as 0."""
-    return xp.bincount(codes, length=bins + 1)[:bins].astype(codes.dtype)
+    counts = xp.bincount(codes, weights, length=bins + 1)[:bins]
+    return counts.astype(codes.dtype) if weights is None else counts
 
 
 _counting = partial(jax.jit, static_argnums=(2, 3))
 
 
 @_counting
-def _all_countable(pred: Array, target: Array, num_classes: int, ignore_index: int | None) -> Array:
-    return is_countable(xp, pred, target, num_classes, ignore_index)
+def _all_countable(
+    pred: Array, target: Array, num_classes: int, ignore_index: IgnoreIndex, weights: Array | None
+) -> Array:
+    return is_countable(xp, pred, target, num_classes, ignore_index, weights)
 
 
 @_counting
-def _pairs(pred: Array, target: Array, num_classes: int, ignore_index: int | None) -> Array:
-    return count_pairs(xp, pred, target, num_classes, ignore_index, False, _histogram)
+def _pairs(pred: Array, target: Array, num_classes: int, ignore_index: IgnoreIndex, weights: Array | None) -> Array:
+    return count_pairs(xp, pred, target, num_classes, ignore_index, False, _histogram, weights)
 
 
 @_counting
-def _areas(pred: Array, target: Array, num_classes: int, ignore_index: int | None) -> Areas:
-    return count_areas(xp, pred, target, num_classes, ignore_index, False, _histogram)
+def _areas(pred: Array, target: Array, num_classes: int, ignore_index: IgnoreIndex, weights: Array | None) -> Areas:
+    return count_areas(xp, pred, target, num_classes, ignore_index, False, _histogram, weights)
 
 
 def scaled_dot_product_attention(
@@ -247,7 +302,7 @@ def _scanned(
         )
         rest = jax.checkpoint(attend)(q[..., whole:, :], m, b, whole, blocks)
         result = xp.concat([result, rest], axis=-2)
-    return like_query(xp, result, query, value)
+    return like_query(xp, result, query, key, value, enable_gqa)
 
 
 def _has_rows(array: Array, rows: int) -> bool:

@@ -9,10 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from portable_ops.checks import Axis, normalized_axes
+from portable_ops.attention import weights_shape
+from portable_ops.checks import Axis, IgnoreIndex, normalized_axes
 from portable_ops.counting import Areas, count_areas, count_pairs
 from portable_ops.dispatch import OPERATIONS
 from portable_ops.routes import values_are_at_hand
+from portable_ops_backends.native.torch_availability import is_widened
 from portable_ops_backends.torch_tensors import is_plain
 
 NEAR_ONE = 2.0**-6
@@ -143,9 +145,35 @@ def scaled_dot_product_attention(
     enable_gqa: bool = False,
 ) -> Tensor:
     """See `portable_ops.scaled_dot_product_attention`."""
+    options = {"mask": mask, "bias": bias, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
+    if is_widened(query, key, value, bias):
+        # Rounded to halves, a bias of -1e9 would be -inf, and one of 30 off by more than the result may be.
+        wide = query.float(), key.float(), value.float()
+        options["bias"] = None if bias is None else bias.float()
+        with torch.autocast(query.device.type, enabled=False):
+            return _served(*wide, **options).to(query.dtype)
     dtype = query.dtype
-    key, value = key.to(dtype), value.to(dtype)
-    bias = None if bias is None else bias.to(dtype)
+    return _served(query, key.to(dtype), value.to(dtype), **options)
+
+
+def _served(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+) -> Tensor:
+    """Attention of arrays of one dtype."""
+    own = 3 if enable_gqa else 2
+    if not query.shape[:-own] == key.shape[:-own] == value.shape[:-own]:
+        # Without common axes torch holds all weights at once. Views take no memory.
+        lead = weights_shape(query, key, value, enable_gqa)[:-own]
+        query, key, value = (x.expand(*lead, *x.shape[-own:]) for x in (query, key, value))
+    bias = None if bias is None else bias.to(query.dtype)
     options = {"scale": scale, "enable_gqa": enable_gqa}
     if not is_causal or (mask is None and bias is None):
         return _attend(query, key, value, mask, bias, is_causal, options)
@@ -192,6 +220,11 @@ def _attend(
         # Values at hand were found finite by why_not.
         return F.scaled_dot_product_attention(query, key, value, attend, is_causal=is_causal, **options)
     # Where values cannot be looked at, what is not finite is replaced, and rows that attend to it become nan.
+    # A product that overflows would be nan beside a mask: keys to which nothing attends must be no part of any.
+    if mask is not None:
+        key = torch.where(_is_used(mask, key, options["enable_gqa"]), key, 0)
+    elif key.shape[-2] > query.shape[-2]:
+        key, value = key[..., : query.shape[-2], :], value[..., : query.shape[-2], :]
     bad_query, bad_key = (~x.isfinite().all(-1, keepdim=True) for x in (query, key))
     bad = ~value.isfinite() | bad_key
     query, key, clean = torch.where(bad_query, 0, query), torch.where(bad_key, 0, key), torch.where(bad, 0, value)
@@ -208,17 +241,26 @@ def _attend(
     return torch.where((met > 0) | bad_query, torch.nan, result)
 
 
+def _is_used(mask: Tensor, key: Tensor, enable_gqa: bool) -> Tensor:
+    """Whether a query attends to a key, with an axis for the channels."""
+    used = mask.any(-2) if mask.ndim > 1 else mask
+    if enable_gqa and used.ndim > 1 and used.shape[-2] > 1:
+        used = used.unflatten(-2, (key.shape[-3], -1)).any(-2)
+    return used[..., None]
+
+
 def confusion_matrix(
     pred: Tensor,
     target: Tensor,
     /,
     num_classes: int,
     *,
-    ignore_index: int | None = None,
+    ignore_index: IgnoreIndex = None,
+    sample_weight: Tensor | None = None,
     validate: bool | None = None,
 ) -> Tensor:
     """See `portable_ops.confusion_matrix`."""
-    matrix: Tensor = count_pairs(xp, pred, target, num_classes, ignore_index, validate, _scattered)
+    matrix: Tensor = count_pairs(xp, pred, target, num_classes, ignore_index, validate, _scattered, sample_weight)
     return matrix
 
 
@@ -228,14 +270,16 @@ def intersection_and_union(
     /,
     num_classes: int,
     *,
-    ignore_index: int | None = None,
+    ignore_index: IgnoreIndex = None,
+    sample_weight: Tensor | None = None,
     validate: bool | None = None,
 ) -> Areas:
     """See `portable_ops.intersection_and_union`."""
-    return count_areas(xp, pred, target, num_classes, ignore_index, validate, _scattered)
+    return count_areas(xp, pred, target, num_classes, ignore_index, validate, _scattered, sample_weight)
 
 
-def _scattered(namespace: Any, codes: Tensor, bins: int) -> Tensor:
+def _scattered(namespace: Any, codes: Tensor, bins: int, weights: Tensor | None) -> Tensor:
     """A histogram whose shape does not depend on values, so that it can be traced and mapped over."""
-    counts = torch.zeros(bins + 1, dtype=torch.int64, device=codes.device)
-    return counts.scatter_add(0, codes, torch.ones_like(codes))[:bins]
+    terms = torch.ones_like(codes) if weights is None else weights
+    counts = torch.zeros(bins + 1, dtype=terms.dtype, device=codes.device)
+    return counts.scatter_add(0, codes, terms)[:bins]

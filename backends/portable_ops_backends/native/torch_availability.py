@@ -9,7 +9,7 @@ from typing import Any
 
 from portable_ops.checks import normalized_axes
 from portable_ops.precision import LONGEST_IN_PAIRS
-from portable_ops.routes import kind_of
+from portable_ops.routes import dtype_name, kind_of
 from portable_ops_backends.cpu import availability
 from portable_ops_backends.cuda import availability as on_cuda
 from portable_ops_backends.torch_tensors import LONGEST_SUM, is_concrete, is_plain, on_host
@@ -291,6 +291,8 @@ def why_never_plain_attention(
         return "options are given"
     if not query.dtype == key.dtype == value.dtype:
         return "dtypes differ"
+    if not query.shape[:-2] == key.shape[:-2] == value.shape[:-2]:
+        return "leading axes are broadcast"
     return why_never_attention(query, key, value, **options)
 
 
@@ -300,25 +302,53 @@ def why_never_plain_attention_on_host(query: Any, key: Any, value: Any, /, **opt
 
 
 def why_not_plain_attention(
-    query: Any, key: Any, value: Any, /, *, enable_gqa: bool = False, **options: Any
+    query: Any, key: Any, value: Any, /, *, bias: Any = None, enable_gqa: bool = False, **options: Any
 ) -> str | None:
     """On a GPU some of torch's kernels hold all weights."""
     if not query.is_cuda:
         return None
-    return on_cuda.why_not_fused_attention(query, value, key.shape[-2], ndim=query.ndim, enable_gqa=enable_gqa)
+    dtype = "float32" if is_widened(query, key, value, bias) else dtype_name(query.dtype)
+    ndim = max(query.ndim, key.ndim, value.ndim)
+    return on_cuda.why_not_fused_attention(query, key, value, dtype=dtype, ndim=ndim, enable_gqa=enable_gqa)
+
+
+def is_widened(query: Any, key: Any, value: Any, bias: Any) -> bool:
+    """Whether halves are computed in float32, because what they are given is not all of their dtype."""
+    same = query.dtype == key.dtype == value.dtype and (bias is None or bias.dtype == query.dtype)
+    return not same and kind_of(query) == "half"
 
 
 def why_not_attention(
-    query: Any, key: Any, value: Any, /, *, mask: Any = None, is_causal: bool = False, **options: Any
+    query: Any,
+    key: Any,
+    value: Any,
+    /,
+    *,
+    mask: Any = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    **options: Any,
 ) -> str | None:
-    """nan in a masked key or value leaks into torch's result."""
+    """nan in a masked key or value, or a product with one that overflows, leaks into torch's result."""
     reason = why_not_plain_attention(query, key, value, **options)
     if reason is not None or (mask is None and not is_causal):
         return reason
-    # A sum is not finite if a term is not, and it needs no temporary; its own overflow only costs the kernel.
-    if on_host(key) and is_concrete(key) and not bool((query.sum() + key.sum() + value.sum()).isfinite()):
-        return "a query, key or value that is not finite would leak through torch's mask"
+    if on_host(key) and is_concrete(key) and not _products_are_finite(query, key, value, scale):
+        return "what is not finite, or a product that may overflow, would leak through torch's mask"
     return None
+
+
+def _products_are_finite(query: Any, key: Any, value: Any, scale: float | None) -> bool:
+    """Whether no product of a query with a key overflows, by their lengths, and no value is nan or infinite."""
+    torch = sys.modules["torch"]
+    wide = torch.float64 if query.dtype == torch.float64 else torch.float32
+    # A length needs no temporary; its own overflow only costs the kernel.
+    q, k, v = (
+        torch.linalg.vector_norm(x if x.dtype == wide or kind_of(x) == "half" else x.to(wide), dtype=wide)
+        for x in (query, key, value)
+    )
+    product = q * k if scale is None or abs(scale) <= 1 else q * k * scale
+    return bool((product + v).isfinite())
 
 
 def why_not_bincount(

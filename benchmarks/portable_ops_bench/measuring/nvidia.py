@@ -76,7 +76,7 @@ def _handle(library: Any, number: int) -> Any:
     if number >= len(chosen):
         return None
     name = chosen[number]
-    if not name.isdigit():
+    if not name.isdecimal():
         return _told(library, "nvmlDeviceGetHandleByUUID", name)
     # CUDA counts the fastest first, the driver by place on the bus: of GPUs that differ, the number alone says nothing.
     handles = [_told(library, "nvmlDeviceGetHandleByIndex", int(one)) for one in names]

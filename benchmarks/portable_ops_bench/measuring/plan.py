@@ -137,7 +137,7 @@ def _devices(backend: Backend, options: Options) -> tuple[list[str], tuple[Statu
     if not backend.is_installed():
         return [], (Status.NOT_INSTALLED, f"pip install {backend.install}")
     # Devices that stand for others, as array-api-strict's do, are for tests; the first is the real one.
-    found = [device for device in backend.devices() if is_host(device) or device.startswith("cuda")]
+    found = [device for device in backend.device_names() if is_host(device) or device.startswith("cuda")]
     chosen = [device for device in found if not options.devices or device in options.devices]
     if chosen:
         return chosen, None
