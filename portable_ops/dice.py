@@ -141,6 +141,8 @@ def dice_coefficient(
     array([0.667, 1.   ])
     """
     p, dtype = working(xp, pred)
+    if sample_weight is not None:
+        sample_weight = as_dtype(xp, sample_weight, p)
     require_masks(xp, pred, target, counting(xp, sample_weight, pred), validate=validate)
     overlap, predicted, actual = overlap_sums(
         xp, p, as_dtype(xp, target, p), axis, squared=squared, soft_label=soft_label, sample_weight=sample_weight
@@ -172,7 +174,7 @@ def overlap_sums(
     sizes = (p * p, t * t) if squared else (p, t)
     parts = (xp.minimum(p, t) if soft_label and not squared else p * t, *sizes)
     if sample_weight is not None:
-        parts = tuple(as_dtype(xp, sample_weight, p) * part for part in parts)
+        parts = tuple(sample_weight * part for part in parts)
     overlap, predicted, actual = (summed(xp, part, axis, keepdims=keepdims) for part in parts)
     return overlap, predicted, actual
 
