@@ -28,7 +28,7 @@ def checksum_of(header: Mapping[str, Any], arrays: Mapping[str, Host]) -> str:
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name], np.int64)
         found.update(f"{name} {array.shape}".encode())
-        found.update(memoryview(array).cast("B"))
+        found.update(array.data)
     return found.hexdigest()
 
 

@@ -142,6 +142,8 @@ def dice_coefficient(
     array([0.667, 1.   ])
     """
     p, dtype = working(xp, pred)
+    if sample_weight is not None:
+        sample_weight = as_dtype(xp, sample_weight, p)
     require_masks(xp, pred, target, counting(xp, sample_weight, pred), validate=validate)
     overlap, predicted, actual = overlap_sums(
         xp, p, as_dtype(xp, target, p), axis, squared=squared, soft_label=soft_label, sample_weight=sample_weight

@@ -62,7 +62,7 @@ def _check_focal_loss(
     softmax = activation == "softmax"
     for name, given in (("alpha", alpha), ("pos_weight", pos_weight)):
         if given is not None and softmax:
-            got = repr(given) if name == "alpha" else f"shape {tuple(given.shape)}"
+            got = repr(given) if isinstance(given, int | float) else "an array"
             raise ValueError(complaint(name, got, "None with softmax, where weight has a number per class"))
     if alpha is not None:
         require_number("alpha", alpha, minimum=0.0, maximum=1.0)

@@ -125,7 +125,8 @@ def dice_loss(
     ignore_index : int or tuple of int, optional
         Elements whose target is this, or one of these, do not count anywhere.
     smooth, smooth_denominator, absent : float or 0-d array
-        As in `dice_coefficient`.
+        As in `dice_coefficient`. A class of which an `activation` leaves less than the dtype holds is not absent for that: a
+        result does not depend on the dtype, wherever the classes are, and of however few elements the sums.
     squared, soft_label : bool
         As in `dice_coefficient`.
     validate : bool, optional
@@ -208,7 +209,9 @@ def masks(
     checked = must_validate(validate, target)
     dropped = ignored_labels(xp, target, ignore_index)
     ignored = dropped if same or dropped is None else xp.expand_dims(dropped, axis=classes)
-    s = sample_weight if sample_weight is None or same else over_classes(xp, sample_weight, classes, pred.ndim)
+    s = None if sample_weight is None else as_dtype(xp, sample_weight, z)
+    if s is not None and not same:
+        s = over_classes(xp, s, classes, pred.ndim)
     weightless = _weightless(xp, weight, classes, pred.ndim)
     # What does not count may be nan, which must get neither into a sum nor into a gradient.
     if activation is None:

@@ -169,6 +169,17 @@ def test_soft_targets_that_are_met_score_1(target: Target, rng: np.random.Genera
         assert float(getattr(po, name)(t, t)) > 0.1
 
 
+@pytest.mark.one_dtype
+def test_weights_of_elements_may_be_bools_and_integers(target: Target, rng: np.random.Generator) -> None:
+    p, t, kept = rng.random((2, 6)), rng.random((2, 6)), np.asarray([True, False, True, True, False, True])
+    for name in ("dice_coefficient", *LOSSES):
+        function = getattr(po, name)
+        expected = float(function(target.array(p[:, kept]), target.array(t[:, kept])))
+        for weight in (kept, kept.astype(np.uint8)):
+            got = function(target.array(p), target.array(t), sample_weight=target.array(weight))
+            assert float(got) == pytest.approx(expected, rel=1e-6)
+
+
 # --- classes in unusual places, of one element, or alone
 
 

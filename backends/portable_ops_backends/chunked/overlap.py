@@ -147,6 +147,7 @@ def _sums_of_block(
 ) -> Parts:
     """The sums of a block."""
     xp = namespace(p)
+    s = None if s is None else as_dtype(xp, s, p)
     ignored = ignored_labels(xp, t, how.ignore_index)
     if classes is None:
         t = as_dtype(xp, t, p)
