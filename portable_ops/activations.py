@@ -70,7 +70,7 @@ def softmax(xp: Namespace, x: Array, /, *, axis: Axis = -1, where: Array | None 
     x : array of any shape, real
         Float16 and bfloat16 are computed in float32; integers and bools become the default floating dtype.
     axis : int, tuple of int or None
-        The axes that sum to one; None is all of them. One number, which has none, may be named as a vector of it would be: 0 or -1.
+        The axes that sum to one; None is all of them. One number, which has none, takes 0 and -1 as a vector would.
     where : array of bool, optional
         Broadcast to the shape of `x`. True takes part; what does not, becomes 0, whatever it holds.
 

@@ -6,12 +6,14 @@ An entry point names a function for typer. Its name is the subcommand's; a line 
 
 from __future__ import annotations
 
+import io
 import itertools
 import sys
 from importlib import metadata
 from typing import Any
 
 from portable_ops._version import __version__
+from portable_ops.showing import visible
 
 ENTRY_POINT_GROUP = "portable_ops.commands"
 
@@ -38,6 +40,7 @@ MISSING_COMMAND_LINE = 'portable-ops: the command line needs the extra "cli": py
 
 def main() -> None:
     """Run the command."""
+    _show_what_cannot_be_encoded()
     try:
         import typer
     except ImportError:
@@ -147,5 +150,12 @@ def _load(entry: metadata.EntryPoint) -> Any:
 
 
 def _fail(message: str) -> int:
-    print(message, file=sys.stderr)
+    print(visible(message), file=sys.stderr)
     return UNUSABLE
+
+
+def _show_what_cannot_be_encoded() -> None:
+    """Have letters that a terminal or a pipe cannot take written as escapes, instead of ending the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

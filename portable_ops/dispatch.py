@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
-from portable_ops.backend import Kernel, always
+from portable_ops.backend import Kernel, always, warn_of
 from portable_ops.calls import written
 from portable_ops.joining import is_joined, join, require_usable
 from portable_ops.routes import (
@@ -172,7 +172,9 @@ def _serving(
         if (standard and not kernel.adapts) or (traced and not kernel.traceable):
             continue
         if why_beyond(op, route, kernel, arrays, given) is None and kernel.why_declined(*arrays, **given) is None:
-            return _quiet(route, KERNELS.get(kernel.function) or load_kernel(kernel.function)), given
+            loaded = _loaded(kernel)
+            if loaded is not None:
+                return _quiet(route, loaded), given
     definition = op.definition if route.has_adapter else _defined_for_stranger(op, route)
     return functools.partial(_quiet(route, definition), route.xp), options
 
@@ -206,6 +208,8 @@ def why_beyond(
     op: Operation, route: Route, kernel: Kernel, arrays: tuple[Any, ...], given: dict[str, Any]
 ) -> str | None:
     """Why a call is beyond a kernel by what that declares, or None; `given` are the options that are not at their defaults."""
+    if kernel.function in _UNUSABLE:
+        return _UNUSABLE[kernel.function]
     if kernel.adapts:
         return None
     if kernel.smallest and route.backend.size_of(arrays[0]) < kernel.smallest:
@@ -296,20 +300,43 @@ def _plan(op: Operation, route: Route, arrays: tuple[Any, ...], options: dict[st
             continue
         if kernel.why_never is not None and kernel.why_never(*arrays, **given) is not None:
             continue
-        loaded = KERNELS.get(kernel.function)
-        if kernel.why_not is always:
-            return tuple(asked), bound(_quiet(route, loaded or load_kernel(kernel.function)))
-        asked.append((bound(kernel.why_not), bound(_quiet(route, loaded or _loaded_late(kernel)))))
+        loaded = KERNELS.get(kernel.function) if kernel.why_not is not always else _loaded(kernel)
+        if kernel.why_not is not always:
+            asked.append((bound(kernel.why_not), bound(_quiet(route, loaded or _loaded_late(op, kernel)))))
+        elif loaded is not None:
+            return tuple(asked), bound(_quiet(route, loaded))
     return tuple(asked), bound(_quiet(route, op.definition), route.xp)
 
 
-def _loaded_late(kernel: Kernel) -> Callable[..., Any]:
+@functools.cache  # so that there is one for all shapes
+def _loaded_late(op: Operation, kernel: Kernel) -> Callable[..., Any]:
     """The kernel, imported when it is called."""
 
     def serve(*arrays: Any, **options: Any) -> Any:
-        return (KERNELS.get(kernel.function) or load_kernel(kernel.function))(*arrays, **options)
+        loaded = _loaded(kernel)
+        if loaded is None:
+            loaded, options = _serving(op, ROUTES[type(arrays[0])], arrays, dict(op.usual) | options)
+        return loaded(*arrays, **options)
 
     return serve
+
+
+_UNUSABLE: dict[str, str] = {}
+"""Why a kernel could not be imported, by path."""
+
+
+def _loaded(kernel: Kernel) -> Callable[..., Any] | None:
+    """The kernel; None, with a warning, where it cannot be imported, as with a Numba that refuses this NumPy."""
+    loaded = KERNELS.get(kernel.function)
+    if loaded is None and kernel.function not in _UNUSABLE:
+        try:
+            return load_kernel(kernel.function)
+        except ImportError as error:
+            reason = f"the kernel {kernel.name!r} cannot be imported: {error}"
+            if reason not in _UNUSABLE.values():
+                warn_of(f"{reason}; others serve, or the definition")
+            _UNUSABLE[kernel.function] = reason
+    return loaded
 
 
 @dataclass(frozen=True)

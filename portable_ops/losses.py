@@ -207,6 +207,7 @@ def cross_entropy(
     else:
         valid = in_range(wide, num_classes)
         index = xp.where(valid, wide, 0)
+        valid = valid if ignored is None else valid | ignored
     weights = None if w is None else xp.reshape(xp.take(w, xp.reshape(index, (-1,))), index.shape)
     if weights is not None:
         z = _with_softmax(xp, z, axis, weights == 0)

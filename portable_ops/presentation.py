@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 from portable_ops.averaging import METRICS
+from portable_ops.showing import in_markdown, visible
 
 Cells = list[list[str]]
 """Rows of a table, the head first."""
@@ -29,7 +30,7 @@ def required(module: str, what: str) -> Any:
 
 def markdown(cells: Cells) -> str:
     """A Markdown table."""
-    head, *rows = ([cell.replace("|", "\\|") for cell in row] for row in cells)
+    head, *rows = ([in_markdown(cell) for cell in row] for row in cells)
     lines = [" | ".join(head), "---|" * len(head), *(" | ".join(row) for row in rows)]
     return "\n".join(f"|{line}" if line.endswith("-|") else f"| {line} |" for line in lines)
 
@@ -41,9 +42,9 @@ def rich_table(cells: Cells) -> Any:
     head, *rows = cells
     for number, name in enumerate(head):
         is_number = all(row[number].replace(".", "", 1).isdigit() or row[number] == "nan" for row in rows)
-        table.add_column(name, justify="right" if is_number else "left")
+        table.add_column(text(visible(name)), justify="right" if is_number else "left")
     for row in rows:
-        table.add_row(*map(text, row))  # not str: a class named [red] is no markup
+        table.add_row(*(text(visible(cell)) for cell in row))  # not str: a class named [red] is no markup
     return table
 
 

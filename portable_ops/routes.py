@@ -167,7 +167,8 @@ def route_of_backend(backend: Backend) -> Route:
         for kernels in backend.kernels.values():
             for kernel in kernels:
                 if kernel.traceable:
-                    load_kernel(kernel.function)
+                    with suppress(ImportError):  # which is said where it is to serve
+                        load_kernel(kernel.function)
     return route
 
 

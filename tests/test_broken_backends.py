@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -163,3 +164,42 @@ def test_a_world_of_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "²")
     with pytest.raises(ValueError, match=r"^WORLD_SIZE: got '²' in the environment; expected a number of processes"):
         distributed.communicator()
+
+
+LARGE = """
+import json
+import numpy as np
+import portable_ops as po
+x = np.zeros((2**15, 4), np.float32)
+for operation in (po.softmax, po.log_softmax):
+    for _ in range(2):
+        assert operation(x).shape == x.shape
+# Kernels that are asked on every call, the first time with what they decline.
+masks = np.eye(2**9, dtype=np.float32)
+values = [float(po.dice_coefficient(np.asfortranarray(masks) if turned else masks, masks)) for turned in (0, 1, 0)]
+print(json.dumps([*values, int(po.confusion_matrix(x.astype(np.uint8), x.astype(np.uint8), 2)[0, 0])]))
+print(po.explain(po.softmax, x))
+"""
+
+
+@pytest.mark.of_backend("numpy")
+@pytest.mark.parametrize("options", [(), ("-W", "error")], ids=["usual", "-W error"])
+def test_a_numba_that_cannot_be_imported(options: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "numba").mkdir()
+    (tmp_path / "numba" / "__init__.py").write_text("raise ImportError('Numba needs NumPy 2.0 or less')")
+    done = run(tmp_path, LARGE, *options)
+    values, *told = done.stdout.splitlines()
+    assert json.loads(values) == [1.0, 1.0, 1.0, 2**17]
+    assert told[0] == "softmax on numpy: definition"
+    assert told[1].startswith("  not numba: the kernel 'numba' cannot be imported: Numba needs NumPy 2.0 or less")
+    assert done.stderr.count("Numba needs NumPy 2.0 or less") == 1
+
+
+@pytest.mark.of_backend("numpy")
+def test_doctor_with_a_numba_that_cannot_be_imported(tmp_path: Path) -> None:
+    pytest.importorskip("psutil", reason="the extra cli is not installed")
+    (tmp_path / "numba").mkdir()
+    (tmp_path / "numba" / "__init__.py").write_text("raise ImportError('Numba needs NumPy 2.0 or less')")
+    done = run(tmp_path, DOCTOR)
+    assert done.returncode == 0, done.stderr
+    assert "numba cannot be imported: Numba needs NumPy 2.0 or less" in done.stdout

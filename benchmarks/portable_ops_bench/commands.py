@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from portable_ops.backend import registered_backends
+from portable_ops.terminal import Terminal
 from portable_ops_bench import stored
 from portable_ops_bench.doctor import examine
 from portable_ops_bench.measuring import run as running
@@ -134,7 +134,7 @@ def bench(
         options = running.resumed(options, earlier)
     target = json or resume
     require_all_writable(target, html, markdown_file)
-    console = Console()
+    console = Terminal()
     columns = (TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bars:
         tasks: dict[str, object] = {}
@@ -182,7 +182,7 @@ def roofline(
         dtypes=_dtypes(dtypes),
         threads=threads or usable_cpus(),
     )
-    console = Console()
+    console = Terminal()
     found, notes = running.rooflines(options)
     console.print(table(found))
     for sentence in notes:
@@ -239,7 +239,7 @@ def _ended_as_by_ctrl_c() -> Iterator[None]:
 
 def doctor() -> None:
     """Show what is installed, which kernels serve what, and what is missing."""
-    examine(Console())
+    examine(Terminal())
 
 
 def _dtypes(value: list[str] | None) -> tuple[str, ...]:

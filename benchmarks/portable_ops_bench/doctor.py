@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from importlib import metadata
+from importlib import import_module, metadata
 from importlib.util import find_spec
 
 import numpy as np
@@ -41,7 +41,7 @@ def examine(console: Console) -> None:
         except Exception as error:  # of a broken library, which must not hide what is told of others
             console.print(f"{name} is left out, as a call cannot be explained: {error!r}", style="yellow", markup=False)
     console.print(_threads())
-    if why_no_numba() is None:
+    if why_no_numba() is None and _why_no_import() is None:
         console.print(_compiled())
         console.print("portable-ops warmup compiles them for the usual dtypes; NUMBA_CACHE_DIR names another folder.")
     here = environment.describe()  # now that the libraries are loaded
@@ -129,11 +129,23 @@ def _compiled() -> Table:
     return table
 
 
+def _why_no_import() -> str | None:
+    """What importing Numba raises: it refuses a NumPy that is younger than it knows."""
+    try:
+        import_module("numba")
+    except ImportError as error:
+        return f"numba cannot be imported: {error}"
+    return None
+
+
 def _troubles() -> list[str]:
     """What is there and does not work."""
-    reason = why_no_numba()
-    lines = [] if reason is None or find_spec("numba") is None else [f"{reason}: no Numba kernel serves any call"]
-    return lines + [f"{path} is damaged: the kernel is compiled anew when it is called" for path in damaged()]
+    if find_spec("numba") is None:
+        return []
+    reason = why_no_numba() or _why_no_import()
+    if reason is not None:
+        return [f"{reason}: no Numba kernel serves any call"]
+    return [f"{path} is damaged: its kernel is compiled anew when it is called" for path in damaged()]
 
 
 def _missing() -> list[str]:

@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import NoReturn
 
 import typer
-from rich.console import Console
 
-from portable_ops.files import require_writable
+from portable_ops.files import require_writable, write_atomically
+from portable_ops.terminal import Terminal
 
 UNUSABLE = 2
 
 
 def refuse(message: object) -> NoReturn:
     """One line on the error stream, and the exit status of what cannot be used."""
-    Console(stderr=True, soft_wrap=True).print(f"portable-ops: {message}", markup=False, highlight=False)
+    Terminal(stderr=True).say(f"portable-ops: {message}")
     raise typer.Exit(UNUSABLE)
 
 
@@ -27,3 +27,11 @@ def require_all_writable(*paths: Path | None) -> None:
                 require_writable(path)
         except OSError as error:
             refuse(error)
+
+
+def write_or_refuse(path: Path, content: str | bytes) -> None:
+    """Write a file whole, or say which one could not be written."""
+    try:
+        write_atomically(path, content)
+    except OSError as error:
+        refuse(f"{path}: cannot be written ({error.strerror or error})")

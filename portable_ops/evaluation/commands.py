@@ -5,22 +5,23 @@ from __future__ import annotations
 import json as jsonlib
 import logging
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.text import Text
 
 from portable_ops.conventions import convention_of
 from portable_ops.evaluation.classes import read_class_names
 from portable_ops.evaluation.evaluating import evaluate_files
 from portable_ops.evaluation.evaluation import Evaluation
+from portable_ops.evaluation.opening import MAX_PIXELS
 from portable_ops.evaluation.problems import BadFilesError, Problem
 from portable_ops.evaluation.running import WorkerDiedError
 from portable_ops.files import require_writable, write_atomically
 from portable_ops.presentation import required
+from portable_ops.terminal import Terminal
 
 BAD_FILES, UNUSABLE, STOPPED = 1, 2, 128
 """Exit statuses; a signal's number is added to the last."""
@@ -65,6 +66,9 @@ def evaluate(
     device: Annotated[str | None, typer.Option(help="A device of it, such as cuda.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Keep there how far the run has come.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint, if there is one.")] = False,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, help="The most that is decoded at once: of an image, an NPZ file or a chunk of Zarr.")
+    ] = MAX_PIXELS,
     worst: Annotated[int, typer.Option(min=0, help="How many of the worst images the page shows.")] = 12,
     json: Annotated[Path | None, typer.Option(help="Write all numbers there.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page with plots and the worst images there.")] = None,
@@ -72,10 +76,10 @@ def evaluate(
 ) -> None:
     """Score label maps in files: mean IoU, Dice and others, per class and under every convention.
 
-    The exit status is 0 if every file was counted, 1 if files are bad or missing, and 2 if an argument is of no use. With
-    status 1 there are scores only with --keep-going.
+    The exit status is 0 if every file was counted, 1 if files are bad or missing, and 2 if an argument is of no use or
+    something could not be written. With status 1 there are scores only with --keep-going.
     """
-    console, complaints = Console(), Console(stderr=True)
+    console, complaints = Terminal(), Terminal(stderr=True)
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it tells of bad files, as do problems
     before = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGINT)}
     conventions = convention or []
@@ -108,31 +112,36 @@ def evaluate(
                 device=device,
                 checkpoint=checkpoint,
                 resume=resume,
+                max_pixels=max_pixels,
                 progress=bar.update,
                 on_problems=bar.show,
+                on_unsaved=complaints.say,
             )
-        _show(evaluation, conventions, compare_conventions, console)
-        _write(evaluation, json, html, markdown_file, console)
+        failed = _finish(evaluation, conventions, compare_conventions, json, html, markdown_file, console, complaints)
     except BadFilesError as bad:
-        _say(complaints, f"{len(bad.problems)} bad or missing, listed above; --keep-going gives the scores of the rest")
+        complaints.say(f"{len(bad.problems)} bad or missing, listed above; --keep-going gives the scores of the rest")
         raise typer.Exit(BAD_FILES) from None
     except WorkerDiedError as error:
-        _say(complaints, f"portable-ops evaluate: {error}")
+        complaints.say(f"portable-ops evaluate: {error}")
         raise typer.Exit(BAD_FILES) from None
     except _Stopped as stopped:
-        _say(
-            complaints,
+        complaints.say(
             "stopped" + ("" if checkpoint is None else f"; to go on, add --resume to --checkpoint {checkpoint}"),
         )
         raise typer.Exit(STOPPED + stopped.number) from None
+    except MemoryError:
+        complaints.say(f"portable-ops evaluate: got more than memory holds, with {num_classes} classes; expected fewer")
+        raise typer.Exit(UNUSABLE) from None
     except (ValueError, TypeError, OSError, ImportError) as error:
-        _say(complaints, f"portable-ops evaluate: {error}")
+        complaints.say(f"portable-ops evaluate: {error}")
         raise typer.Exit(UNUSABLE) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     if evaluation.problems:
-        _say(complaints, f"{len(evaluation.problems)} bad or missing, listed above, are not in these scores")
+        complaints.say(f"{len(evaluation.problems)} bad or missing, listed above, are not in these scores")
+    if failed:
+        raise typer.Exit(UNUSABLE)
     raise typer.Exit(0 if evaluation.is_good else BAD_FILES)
 
 
@@ -140,14 +149,10 @@ def _stop(number: int, frame: object) -> None:
     raise _Stopped(number)
 
 
-def _say(console: Console, text: str) -> None:
-    console.print(Text(text), soft_wrap=True)
-
-
 class _Bar:
     """A bar of progress, above which problems are told as they are found."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Terminal) -> None:
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -173,18 +178,18 @@ class _Bar:
     def show(self, problems: tuple[Problem, ...]) -> None:
         """A line for each."""
         for problem in problems:
-            _say(self.console, f"{problem.name}: {problem.kind}: {problem.reason}")
+            self.console.say(problem.line)
 
 
-def _show(evaluation: Evaluation, conventions: list[str], compare: bool, console: Console) -> None:
+def _show(evaluation: Evaluation, conventions: list[str], compare: bool, console: Terminal) -> None:
     result = evaluation.result
     console.print(result.table())
-    _say(console, f"{evaluation.images} images in {evaluation.seconds:.1f} s")
+    console.say(f"{evaluation.images} images in {evaluation.seconds:.1f} s")
     if evaluation.left_alone:
         listed = ", ".join(f"{number} × {ending}" for ending, number in sorted(evaluation.left_alone.items()))
-        _say(console, f"other files were left alone: {listed}")
+        console.say(f"other files were left alone: {listed}")
     for name in conventions:
-        _say(console, f"{name}: {_means(result, name)}")
+        console.say(f"{name}: {_means(result, name)}")
     if compare:
         for metric in ("iou", "dice"):
             console.print(result.compare_conventions(metric))
@@ -201,12 +206,44 @@ def _means(result: Any, name: str) -> str:
     return ", ".join(shown)
 
 
-def _write(evaluation: Evaluation, json: Path | None, html: Path | None, text: Path | None, console: Console) -> None:
-    if json is not None:
-        write_atomically(json, jsonlib.dumps(evaluation.to_dict(), allow_nan=False, indent=1) + "\n")
-    if html is not None:
-        write_atomically(html, evaluation.to_html())
-    if text is not None:
-        write_atomically(text, evaluation.to_markdown())
-    for path in filter(None, (json, html, text)):
-        _say(console, f"wrote {path}")
+def _finish(
+    evaluation: Evaluation,
+    conventions: list[str],
+    compare: bool,
+    json: Path | None,
+    html: Path | None,
+    text: Path | None,
+    console: Terminal,
+    complaints: Terminal,
+) -> bool:
+    """Show the scores and write the files. What fails costs nothing else; whether anything did."""
+    failed = bool(evaluation.unsaved)
+    try:
+        _show(evaluation, conventions, compare, console)
+    except OSError as error:
+        complaints.say(f"portable-ops evaluate: the scores cannot be shown ({error.strerror or error})")
+        failed = True
+    forms: tuple[tuple[Path | None, Callable[[], str]], ...] = (
+        (json, lambda: jsonlib.dumps(evaluation.to_dict(), allow_nan=False, indent=1) + "\n"),
+        (text, evaluation.to_markdown),
+        (html, evaluation.to_html),
+    )
+    for path, content in forms:
+        if path is not None:
+            try:
+                write_atomically(path, content())
+            except Exception as error:  # a page is drawn by others' code, and the other files are still wanted
+                why = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+                complaints.say(f"portable-ops evaluate: {path} cannot be written ({why})")
+                failed = True
+            else:
+                failed |= not _told(console, path)
+    return failed
+
+
+def _told(console: Terminal, path: Path) -> bool:
+    try:
+        console.say(f"wrote {path}")
+    except OSError:  # the file is there nevertheless
+        return False
+    return True

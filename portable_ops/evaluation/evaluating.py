@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from functools import partial
@@ -11,13 +12,14 @@ from pathlib import Path
 
 from portable_ops.backend import get_backend
 from portable_ops.checks import complaint, require_choice, require_integer
-from portable_ops.evaluation.checkpoint import Checkpoint
+from portable_ops.evaluation.checkpoint import Checkpoint, Keeper
 from portable_ops.evaluation.evaluation import Evaluation
+from portable_ops.evaluation.opening import MAX_PIXELS
 from portable_ops.evaluation.pairing import Found, Pair, find_pairs
 from portable_ops.evaluation.problems import BadFileError, BadFilesError, Problem
 from portable_ops.evaluation.reading import ENDINGS, is_zarr, require_packages, suffix_of
 from portable_ops.evaluation.running import in_processes, in_turn, on_cluster
-from portable_ops.evaluation.sources import FileSource, Keys, Source, StackSource
+from portable_ops.evaluation.sources import FileSource, Reading, Source, StackSource
 from portable_ops.evaluation.tasks import Counted, Options, merged
 
 Progress = Callable[[int, int], None]
@@ -45,8 +47,10 @@ def evaluate_files(
     device: str | None = None,
     checkpoint: str | PathLike[str] | None = None,
     resume: bool = False,
+    max_pixels: int = MAX_PIXELS,
     progress: Progress | None = None,
     on_problems: Callable[[tuple[Problem, ...]], None] | None = None,
+    on_unsaved: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Scores of the label maps in two folders, two files, or two stacks that may be larger than memory.
 
@@ -87,10 +91,16 @@ def evaluate_files(
     resume : bool
         Whether to go on from the checkpoint. It must be one of the same files and options; where there is none yet, the
         run starts with the first image.
+    max_pixels : int
+        The most that is decoded at once: of an image, of an NPZ file, or of a chunk of Zarr. What holds more, or says that
+        it does, is a bad file and is not decoded.
     progress : callable, optional
         Called with how many images have been looked at, and how many there are.
     on_problems : callable, optional
         Called with problems as they are found.
+    on_unsaved : callable, optional
+        Called with why the checkpoint could not be written, each time; a RuntimeWarning says so where it is not given. The
+        run goes on: no count depends on the checkpoint.
 
     Returns
     -------
@@ -130,6 +140,7 @@ def evaluate_files(
         worst=worst if per_image else 0,
         backend=backend,
         device=device,
+        max_pixels=require_integer("max_pixels", max_pixels, minimum=1),
     )
     scores = options.scores()  # refuses what is unusable before a file is read
     named = scores.__class__(num_classes, class_names=class_names).class_names
@@ -141,7 +152,7 @@ def evaluate_files(
         raise ValueError(complaint("resume", "True without a checkpoint", "a checkpoint to go on from"))
     tell = on_problems or (lambda problems: None)
     pred, target = fspath(pred), fspath(target)
-    source, found = _source(pred, target, pred_suffix, target_suffix, Keys(pred_key, target_key))
+    source, found = _source(pred, target, pred_suffix, target_suffix, Reading(pred_key, target_key, options.max_pixels))
     tell(found.problems)
     kept = None if checkpoint is None else Checkpoint(Path(checkpoint), options, source)
     state = Counted(scores)
@@ -155,7 +166,8 @@ def evaluate_files(
         tell(state.problems)
     elif kept is not None:
         kept.save(state)  # now, as a folder that cannot be written to should not be found out at the end
-    state = _counted(source, options, state, workers, scheduler, kept, progress or (lambda done, total: None), tell)
+    keeper = None if kept is None else Keeper(kept, on_unsaved or _warn)
+    state = _counted(source, options, state, workers, scheduler, keeper, progress or (lambda done, total: None), tell)
     problems = (*found.problems, *state.problems)
     if problems and not keep_going:
         raise BadFilesError(problems)
@@ -171,7 +183,12 @@ def evaluate_files(
         left_alone=found.left_alone,
         worst=state.worst,
         seconds=time.monotonic() - started,
+        unsaved="" if keeper is None else keeper.unsaved,
     )
+
+
+def _warn(reason: str) -> None:
+    warnings.warn(reason, RuntimeWarning, stacklevel=4)
 
 
 def _counted(
@@ -180,7 +197,7 @@ def _counted(
     state: Counted,
     workers: int,
     scheduler: str | None,
-    checkpoint: Checkpoint | None,
+    keeper: Keeper | None,
     progress: Progress,
     tell: Callable[[tuple[Problem, ...]], None],
 ) -> Counted:
@@ -193,11 +210,11 @@ def _counted(
                 state = merged(state, part, options.worst)
                 progress(state.seen, len(source))
                 tell(part.problems)
-                if checkpoint is not None:
-                    checkpoint.save_now_and_then(state)
+                if keeper is not None:
+                    keeper.save_now_and_then(state)
     finally:
-        if checkpoint is not None:
-            checkpoint.save(state)
+        if keeper is not None:
+            keeper.save(state)
     return state
 
 
@@ -213,18 +230,18 @@ def _parts(
             yield from in_turn(source.tasks(start, workers), options)
 
 
-def _source(pred: str, target: str, pred_suffix: str, target_suffix: str, keys: Keys) -> tuple[Source, Found]:
+def _source(pred: str, target: str, pred_suffix: str, target_suffix: str, how: Reading) -> tuple[Source, Found]:
     """The images, and what is wrong with the names of files."""
     paths = {"pred": Path(pred), "target": Path(target)}
     for name, path in paths.items():
         if not path.exists():
             raise ValueError(complaint(name, f"{path}, which does not exist", "a folder or a file of label maps"))
-    stacks = [is_zarr(str(path)) or (path.is_file() and suffix_of(str(path)) in STACKS) for path in paths.values()]
+    stacks = [is_zarr(str(path)) or (suffix_of(str(path)) in STACKS and not path.is_dir()) for path in paths.values()]
     # Absolute, as workers elsewhere have another working directory.
     ours, theirs = (str(path.absolute()) for path in paths.values())
     if all(stacks):
         require_packages([".zarr" for root in (ours, theirs) if is_zarr(root)])
-        return _stacks(ours, theirs, keys)
+        return _stacks(ours, theirs, how)
     folders = [path.is_dir() for path in paths.values()]
     if any(stacks) or folders[0] != folders[1]:
         kinds = [
@@ -242,14 +259,14 @@ def _source(pred: str, target: str, pred_suffix: str, target_suffix: str, keys: 
             complaint("pred and target", got, f"label maps in files with the endings {', '.join(ENDINGS)}")
         )
     require_packages(sorted({suffix_of(path) for pair in found.pairs for path in pair[1:]}))
-    return FileSource(ours, theirs, found.pairs, keys), found
+    return FileSource(ours, theirs, found.pairs, how), found
 
 
-def _stacks(pred: str, target: str, keys: Keys) -> tuple[Source, Found]:
+def _stacks(pred: str, target: str, how: Reading) -> tuple[Source, Found]:
     try:
-        return StackSource.of(pred, target, keys), Found((), (), {})
+        return StackSource.of(pred, target, how), Found((), (), {})
     except BadFileError as bad:
-        return FileSource(pred, target, (), keys), Found((), (Problem(Path(target).stem, bad.kind, str(bad)),), {})
+        return FileSource(pred, target, (), how), Found((), (Problem(Path(target).stem, bad.kind, str(bad)),), {})
 
 
 def _single(pred: Path, target: Path) -> Found:

@@ -13,6 +13,7 @@ from portable_ops.evaluation.sources import Source
 from portable_ops.evaluation.tasks import Options, Worst, image_means
 from portable_ops.presentation import markdown
 from portable_ops.results import SegmentationResult
+from portable_ops.showing import code_in_markdown, encodable
 
 VERSION = 1
 """Of what `Evaluation.to_dict` returns."""
@@ -42,6 +43,8 @@ class Evaluation:
         The images with the lowest mean IoU, the lowest first.
     seconds : float
         How long it took.
+    unsaved : str
+        Why the checkpoint at the end could not be written; empty if it was, or if there was to be none.
     """
 
     pred: str
@@ -54,6 +57,7 @@ class Evaluation:
     left_alone: dict[str, int]
     worst: tuple[Worst, ...]
     seconds: float
+    unsaved: str = ""
 
     @property
     def is_good(self) -> bool:
@@ -80,7 +84,10 @@ class Evaluation:
         return [{"name": name, "mean_iou": mean} for name, mean in zip(self.image_names, means, strict=True)]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, as numbers, strings and lists that JSON can hold; None where a number is not defined."""
+        r"""Everything, as numbers, strings and lists that JSON can hold; None where a number is not defined.
+
+        Bytes of a file name that are no UTF-8 are written as escapes, as ``\udcff``.
+        """
         result = self.result
         conventions = {metric: result.compare_conventions(metric).to_dict() for metric in ("iou", "dice")}
         found = {
@@ -100,11 +107,12 @@ class Evaluation:
             "worst": [worst._asdict() for worst in self.worst],
             "per_image": None if result.rows is None else self.per_image(),
         }
-        return _finite(found)
+        return _storable(found)
 
     def to_markdown(self) -> str:
         """The scores, all conventions and all problems as Markdown."""
-        parts = [f"{self.images} images of `{self.pred}`, held against `{self.target}`.", self.result.to_markdown()]
+        pred, target = map(code_in_markdown, (self.pred, self.target))
+        parts = [f"{self.images} images of {pred}, held against {target}.", self.result.to_markdown()]
         parts += [self.result.compare_conventions(metric).to_markdown() for metric in ("iou", "dice")]
         if self.problems:
             rows = [[problem.name, problem.kind, problem.reason] for problem in self.problems]
@@ -118,9 +126,11 @@ class Evaluation:
         return page(self)
 
 
-def _finite(value: Any) -> Any:
+def _storable(value: Any) -> Any:
+    if isinstance(value, str):
+        return encodable(value)
     if isinstance(value, dict):
-        return {name: _finite(one) for name, one in value.items()}
+        return {encodable(name): _storable(one) for name, one in value.items()}
     if isinstance(value, list):
-        return [_finite(one) for one in value]
+        return [_storable(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from portable_ops.evaluation.problems import BadFileError
 from portable_ops.evaluation.tasks import Worst, image_means
 from portable_ops.evaluation.thumbnails import LONGEST, colour_of, pictures
 from portable_ops.presentation import confusion_heatmap, required
+from portable_ops.showing import json_in_html, program_in_html, visible, visible_in
 
 if TYPE_CHECKING:
     from portable_ops.evaluation.evaluation import Evaluation
@@ -33,6 +33,7 @@ def page(evaluation: Evaluation) -> str:
     surroundings = jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda name: (sources / name).read_text(encoding="utf-8")),
         autoescape=True,
+        finalize=lambda value: visible(value) if type(value) is str else value,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -56,15 +57,10 @@ def page(evaluation: Evaluation) -> str:
         shown_classes=min(result.num_classes, MOST_CLASSES),
         worst=[_shown(evaluation, worst) for worst in evaluation.worst],
         # The bundle is JavaScript and the charts are JSON: neither is text to be escaped.
-        bundle=markup(_script(required("vl_convert", _PAGE).javascript_bundle())),
-        charts=markup(_script(json.dumps(_charts(evaluation), separators=(",", ":"), allow_nan=False))),
+        bundle=markup(program_in_html(required("vl_convert", _PAGE).javascript_bundle())),
+        charts=markup(json_in_html(visible_in(_charts(evaluation)))),
     )
     return text
-
-
-def _script(text: str) -> str:
-    """Text that may stand inside of a script element: no end tag of it can be read in there."""
-    return text.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 
 def _charts(evaluation: Evaluation) -> dict[str, Any]:

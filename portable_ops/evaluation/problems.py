@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from portable_ops.showing import visible
+
 MISSING = "no partner"
 AMBIGUOUS = "several files of one name"
 UNREADABLE = "unreadable"
 SIZES = "different sizes"
 LABELS = "labels out of range"
+KINDS = (MISSING, AMBIGUOUS, UNREADABLE, SIZES, LABELS)
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,11 @@ class Problem:
     kind: str
     reason: str
 
+    @property
+    def line(self) -> str:
+        """All of it as one line to show, whatever names hold."""
+        return visible(f"{self.name}: {self.kind}: {self.reason}")
+
 
 class BadFileError(Exception):
     """A file that cannot be counted; what is wrong is its text."""
@@ -49,7 +57,7 @@ class BadFilesError(ValueError):
     """
 
     def __init__(self, problems: tuple[Problem, ...]) -> None:
-        lines = [f"{problem.name}: {problem.kind}: {problem.reason}" for problem in problems]
+        lines = [problem.line for problem in problems]
         text = f"pred and target: got {len(problems)} bad or missing; expected none, or keep_going=True"
         super().__init__("\n".join([text, *lines]))
         self.problems = problems

@@ -7,12 +7,14 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from portable_ops.evaluation.opening import MAX_PIXELS, require_regular_files
 from portable_ops.evaluation.pairing import Pair
 from portable_ops.evaluation.problems import SIZES, BadFileError
 from portable_ops.evaluation.reading import is_zarr, open_stack, read_labels, reading, require_label_map, suffix_of
@@ -61,6 +63,10 @@ class Task(Protocol):
 class Source(Protocol):
     """All images."""
 
+    @property
+    def how(self) -> Reading:
+        """How files are read."""
+
     def __len__(self) -> int: ...
 
     def tasks(self, start: int, workers: int) -> Iterator[Task]:
@@ -77,11 +83,20 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class Keys:
-    """Names of arrays in NPZ files and Zarr groups."""
+class Reading:
+    """How files are read.
 
-    pred: str | None = None
-    target: str | None = None
+    Attributes
+    ----------
+    pred_key, target_key : str, optional
+        Names of arrays in NPZ files and Zarr groups.
+    max_pixels : int
+        The most that is decoded at once.
+    """
+
+    pred_key: str | None = None
+    target_key: str | None = None
+    max_pixels: int = MAX_PIXELS
 
 
 @dataclass(frozen=True)
@@ -92,7 +107,7 @@ class FileTask:
     target_root: str
     pairs: tuple[Pair, ...]
     start: int
-    keys: Keys
+    how: Reading
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -109,7 +124,8 @@ class FileTask:
     def read(self, pair: Pair) -> tuple[Host, Host]:
         """Prediction and target, of one shape."""
         pred_path, target_path = (os.path.join(root, path) for root, path in zip(self.roots, pair[1:], strict=True))
-        pred, target = read_labels(pred_path, self.keys.pred), read_labels(target_path, self.keys.target)
+        pred = read_labels(pred_path, self.how.pred_key, self.how.max_pixels)
+        target = read_labels(target_path, self.how.target_key, self.how.max_pixels)
         if pred.shape != target.shape:
             raise BadFileError(SIZES, f"{pred_path} is {_size(pred.shape)}, {target_path} is {_size(target.shape)}")
         return pred, target
@@ -127,7 +143,7 @@ class FileSource:
     pred_root: str
     target_root: str
     pairs: tuple[Pair, ...]
-    keys: Keys
+    how: Reading
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -139,7 +155,7 @@ class FileSource:
             yield self._task(first, first + step)
 
     def _task(self, start: int, stop: int) -> FileTask:
-        return FileTask(self.pred_root, self.target_root, self.pairs[start:stop], start, self.keys)
+        return FileTask(self.pred_root, self.target_root, self.pairs[start:stop], start, self.how)
 
     def labels(self, number: int, most: int) -> tuple[Host, Host]:
         """See `Source`."""
@@ -163,7 +179,7 @@ class StackTask:
 
     pred: str
     target: str
-    keys: Keys
+    how: Reading
     start: int
     stop: int
     step: int
@@ -193,7 +209,7 @@ class StackTask:
             yield self._read(pred, target, (slice(number, number + 1), slice(row, row + step)))
 
     def _opened(self) -> tuple[Any, Any]:
-        return open_stack(self.pred, self.keys.pred), open_stack(self.target, self.keys.target)
+        return _stacks(self.pred, self.target, self.how)
 
     def _read(self, pred: Any, target: Any, part: tuple[slice, ...]) -> tuple[Host, Host]:
         return (
@@ -208,18 +224,20 @@ class StackSource:
 
     pred: str
     target: str
-    keys: Keys
+    how: Reading
     images: int
     step: int
 
     @classmethod
-    def of(cls, pred: str, target: str, keys: Keys) -> StackSource:
+    def of(cls, pred: str, target: str, how: Reading) -> StackSource:
         """Open two stacks and compare them; BadFileError where they do not fit."""
-        opened = [open_stack(path, key) for path, key in ((pred, keys.pred), (target, keys.target))]
+        for path in (pred, target):
+            reading(path, partial(require_regular_files, _below(path)))
+        opened = _stacks(pred, target, how)
         shapes = [tuple(stack.shape) for stack in opened]
         if shapes[0] != shapes[1]:
             raise BadFileError(SIZES, f"{pred} is {_size(shapes[0])}, {target} is {_size(shapes[1])}")
-        return cls(pred, target, keys, shapes[0][0], _step(opened[0], opened[1], axis=0))
+        return cls(pred, target, how, shapes[0][0], _step(opened[0], opened[1], axis=0))
 
     def __len__(self) -> int:
         return self.images
@@ -232,13 +250,15 @@ class StackSource:
         # Tasks begin where chunks do, also in a run that goes on from the middle.
         edges = sorted({start, *range(start // step * step + step, self.images, step), self.images} - {0} | {start})
         for first, stop in pairwise(edges):
-            yield StackTask(self.pred, self.target, self.keys, first, stop, self.step)
+            yield StackTask(self.pred, self.target, self.how, first, stop, self.step)
 
     def labels(self, number: int, most: int) -> tuple[Host, Host]:
         """See `Source`."""
-        pred, target = open_stack(self.pred, self.keys.pred), open_stack(self.target, self.keys.target)
+        pred, target = _stacks(self.pred, self.target, self.how)
         part = (number, *(slice(None, None, max(1, size // most)) for size in pred.shape[1:]))
-        return np.asarray(pred[part]), np.asarray(target[part])
+        return reading(self.pred, lambda: np.asarray(pred[part])), reading(
+            self.target, lambda: np.asarray(target[part])
+        )
 
     def names(self) -> Iterator[str]:
         """See `Source`."""
@@ -247,6 +267,10 @@ class StackSource:
     def fingerprint(self) -> str:
         """See `Source`."""
         return _digest(path for root in (self.pred, self.target) for path in _below(root))
+
+
+def _stacks(pred: str, target: str, how: Reading) -> tuple[Any, Any]:
+    return open_stack(pred, how.pred_key, how.max_pixels), open_stack(target, how.target_key, how.max_pixels)
 
 
 def _step(pred: Any, target: Any, axis: int) -> int:
@@ -272,8 +296,13 @@ def _below(root: str) -> Iterator[str]:
 def _digest(paths: Iterable[str]) -> str:
     digest = hashlib.sha256()
     for path in paths:
-        status = os.stat(path)
-        digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0".encode(errors="surrogateescape"))
+        try:
+            status = os.stat(path)
+        except OSError as error:  # a link that leads nowhere is a bad file, and none that ends the run
+            state = f"{type(error).__name__}"
+        else:
+            state = f"{status.st_size}\0{status.st_mtime_ns}"
+        digest.update(os.fsencode(path) + f"\0{state}\0".encode())
     return digest.hexdigest()
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from portable_ops.backend import Array, get_backend
+from portable_ops.evaluation.opening import MAX_PIXELS
 from portable_ops.evaluation.problems import LABELS, BadFileError, Problem
 from portable_ops.evaluation.sources import Batch, Task
 from portable_ops.results import SegmentationResult
@@ -29,6 +30,7 @@ class Options:
     worst: int = 12
     backend: str = "numpy"
     device: str | None = None
+    max_pixels: int = MAX_PIXELS
 
     def scores(self) -> SegmentationScores:
         """Scores that have counted nothing."""

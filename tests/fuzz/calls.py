@@ -26,7 +26,10 @@ def _activation(draw: Draw) -> None:
 
 
 def _weights(draw: Draw, shape: tuple[int, ...]) -> Argument:
-    return draw.aside(values.weights(draw.rng, shape))
+    # Once at most: a product of two of them is larger than float32 goes.
+    huge = draw.case.kind == "usual" and draw.case.dtype != "float16" and draw.chance(0.05)
+    draw.case.kind = "huge weights" if huge else draw.case.kind
+    return draw.aside(values.weights(draw.rng, shape, huge=huge))
 
 
 def _probabilities(draw: Draw, shape: tuple[int, ...], axis: Any) -> None:
@@ -218,12 +221,16 @@ def _attention(draw: Draw) -> None:
         n, m = (int(draw.one((0, 33, 130))) for _ in range(2))
     heads = int(draw.one((1, 2, 4)))
     lead = draw.one(((), (heads,), (2, heads))) if not draw.compiles else (2, heads)
-    q_shape, k_lead = (*lead, n, d), lead
+    leads = {"query": lead, "key": lead, "value": lead}
     if lead and draw.chance(0.2):
         options["enable_gqa"] = True
-        k_lead = (*lead[:-1], 1 if draw.chance(0.5) else heads)
+        leads["key"] = leads["value"] = (*lead[:-1], 1 if draw.chance(0.5) else heads)
+    elif draw.chance(0.2) and not draw.compiles:
+        leads = {name: draw.broadcast(lead) for name in leads}
+        lead = np.broadcast_shapes(*leads.values())
     case.kind = str(draw.one(("usual", "usual", "wide", "ties", "saturated")))
-    for name, shape in (("query", q_shape), ("key", (*k_lead, m, d)), ("value", (*k_lead, m, e))):
+    for name, last in (("query", (n, d)), ("key", (m, d)), ("value", (m, e))):
+        shape = (*leads[name], *last)
         kind = "usual" if name == "value" else case.kind
         case.arrays[name] = draw.floats(values.logits(rng, shape, case.dtype, kind))
     weights = (*lead, n, m)

@@ -15,11 +15,21 @@ VALUES, GRADIENTS = 4.0, 8.0
 
 
 def difference(
-    got: Any, expected: Any, error: Any, dtype: str, factor: float, *, in_halves: bool = False, least: float = 0.0
+    got: Any,
+    expected: Any,
+    error: Any,
+    dtype: str,
+    factor: float,
+    *,
+    computed: str = "",
+    roundings: int = 1,
+    in_halves: bool = False,
+    least: float = 0.0,
 ) -> str:
     """The worst element and what it should be, in a few words; empty where all are near enough.
 
-    Halves are computed in float32 and rounded once, unless it is said that steps are rounded to halves, too.
+    What has this dtype was computed in another one, halves in float32 unless it is said that steps are rounded to halves, and
+    then rounded, so many times.
     """
     got, expected = np.asarray(got), np.asarray(expected, REAL)
     if got.shape != expected.shape:
@@ -28,13 +38,13 @@ def difference(
         return ""
     eps, tiny, largest = limits(dtype)
     half = dtype in ("float16", "bfloat16")
-    computed = limits("float32")[0] if half and not in_halves else eps
+    steps = eps if in_halves or not half else limits("float32")[0]
+    steps = max(steps, limits(computed)[0] if computed in ("float32", "float64") else 0.0)
     values = got.astype(REAL)
     size = np.where(np.isfinite(expected), np.abs(expected), 0)
-    bound = factor * computed * np.where(np.isfinite(error), error, size) + (0.51 * eps * size if half else 0)
-    bound = (
-        bound + least + (tiny / 256 if dtype == "float16" else 2 * tiny)
-    )  # XLA makes 0 of what is below the smallest normal number
+    bound = factor * steps * np.where(np.isfinite(error), error, size) + (0.51 * roundings * eps * size if half else 0)
+    # XLA makes 0 of what is below the smallest normal number.
+    bound = bound + least + (tiny / 256 if dtype == "float16" else 2 * tiny)
     beyond = np.abs(expected) + bound >= largest  # what the dtype may hold as infinity
     with np.errstate(invalid="ignore", over="ignore"):
         near = np.abs(values - expected) <= bound

@@ -278,6 +278,8 @@ def _attention(
 
     if enable_gqa:
         key, value = grouped(key, query.shape[-3]), grouped(value, query.shape[-3])
+    lead = np.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
+    query = broadcast(query, (*lead, *query.shape[-2:]))
     size = 1 / math.sqrt(max(query.shape[-1], 1)) if scale is None else scale
     logits = matmul(query, moveaxis(key, -1, -2)) * size
     if bias is not None:

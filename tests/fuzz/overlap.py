@@ -8,7 +8,7 @@ import numpy as np
 
 from .labels import axes_of, ignored, one_hot
 from .normalizers import softmax
-from .tape import REAL, Var, broadcast, lift, log, minimum, moveaxis, power, reshape, sigmoid, total, where
+from .tape import REAL, Var, broadcast, lift, log, minimum, moveaxis, power, product, reshape, sigmoid, total, where
 
 
 def _sums(p: Var, t: Any, s: Any, axis: Any, squared: bool, soft_label: bool) -> tuple[Var, Var, Var]:
@@ -17,8 +17,8 @@ def _sums(p: Var, t: Any, s: Any, axis: Any, squared: bool, soft_label: bool) ->
     if s is not None:
         s = broadcast(s, p.shape)
         p, t = (where((s.value != 0) | np.isfinite(x.value), x, 0.0) for x in (p, t))
-    sizes = (p * p, t * t) if squared else (p, t)
-    parts = (minimum(p, t) if soft_label and not squared else p * t, *sizes)
+    sizes = (product(p, p), product(t, t)) if squared else (p, t)
+    parts = (minimum(p, t) if soft_label and not squared else product(p, t), *sizes)
     axes = axes_of(axis, p.ndim)
     both, predicted, actual = (total(part if s is None else part * s, axes) for part in parts)
     return both, predicted, actual
@@ -75,6 +75,8 @@ def _masks(pred: Var, target: Any, options: dict[str, Any]) -> tuple[Var, Var, A
     z = pred
     if activation is not None:
         out = dropped if weights is None else dropped | (weights.value == 0)
+        if activation == "softmax":  # a logit that does not count itself counts in the softmax of the others
+            out = np.broadcast_to(out.all(axis=class_axis, keepdims=True), z.shape)
         z = where(~out | np.isfinite(z.value), z, 0.0)
     if activation == "softmax":
         z = moveaxis(softmax(moveaxis(z, class_axis, -1)), -1, class_axis)
@@ -141,11 +143,11 @@ def tversky_loss(
         p, t, s = (None if x is None else _without_first(x, class_axis) for x in (p, t, s))  # type: ignore[assignment]
         weight = None if weight is None else _without_first(lift(weight), 0)
     both, predicted, actual = _sums(p, t, s, axis, squared, soft_label)
-    size = both + (predicted - both) * alpha + (actual - both) * beta
+    size = both + product(predicted - both, alpha) + product(actual - both, beta)
     below = smooth if smooth_denominator is None else smooth_denominator
     score = _or_absent(_quotient(both + smooth, size + below, size), size, absent)
     if log_loss:
-        loss = -log(where(score.value >= 1e-7, score, 1e-7))
+        loss = -log(where(~(score.value < 1e-7), score, 1e-7))
     else:
         loss = 1 - score
         loss = loss if not isinstance(gamma, Var) and gamma == 1 else power(loss, gamma)

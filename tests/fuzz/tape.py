@@ -97,6 +97,12 @@ def elementwise(value: Any, *parents: tuple[Var, Any, Any], rounding: float = 1.
     return Var(value, error, [(parent, backwards(slope, lost, parent.shape)) for parent, slope, lost in parents])
 
 
+def product(x: Any, y: Any) -> Var:
+    """The product of what counts either way: nan times 0 is nan."""
+    a, b = lift(x), lift(y)
+    return elementwise(a.value * b.value, (a, b.value, b.error), (b, a.value, a.error))
+
+
 def _summed_to(x: Real, shape: tuple[int, ...]) -> Real:
     """The sum over what was broadcast."""
     x = x.sum(axis=tuple(range(x.ndim - len(shape)))) if x.ndim > len(shape) else x
@@ -197,7 +203,7 @@ def focused(missed: Var, exponent: Any) -> Var:
     n = lift(exponent)
     m = missed.value
     wrong = -np.expm1(-m)
-    some = wrong > 0
+    some = ~(wrong <= 0)  # nan is some
     base = np.where(some, wrong, REAL(1))
     weight = np.where(n.value == 0, REAL(1), np.where(some, base**n.value, REAL(0)))
     value = times(weight, m)

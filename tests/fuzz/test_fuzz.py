@@ -24,7 +24,13 @@ def _told(report: running.Report) -> str:
     return "\n".join(map(str, report.failures))
 
 
-@pytest.mark.parametrize("name", ["numpy", "torch", "array-api-strict", "dask", "jax"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.of_backend(name))
+        for name in ("numpy", "torch", "array-api-strict", "dask", "jax")
+    ],
+)
 def test_cases_of_a_fixed_seed(name: str) -> None:
     if name not in backends():
         pytest.skip(f"{name} is not installed")
@@ -53,7 +59,7 @@ def test_every_option_of_every_operation_is_drawn() -> None:
     """A keyword that the fuzzer knows nothing of fails here: calls.py is to draw it, and a formula to know it."""
     found = {"numpy": po.get_backend("numpy")}
     met: dict[str, set[str]] = {operation: set() for operation in OPERATIONS}
-    for number in range(6000):
+    for number in range(3000):
         case = drawn(1, number, found)
         assert case is not None
         met[case.operation] |= set(case.options)

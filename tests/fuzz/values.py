@@ -60,7 +60,9 @@ def masks(rng: Rng, shape: tuple[int, ...], dtype: str) -> Any:
     return rounded(soft if rng.random() < 0.5 else np.round(soft), dtype)
 
 
-def weights(rng: Rng, shape: tuple[int, ...]) -> Any:
-    """At least 0, exact in every dtype; now and then none at all."""
+def weights(rng: Rng, shape: tuple[int, ...], *, huge: bool = False) -> Any:
+    """At least 0, exact in every dtype; now and then all 0, or huge."""
     w = rng.integers(0 if rng.random() < 0.4 else 1, 9, shape) / 4
+    if huge:
+        return w * 2.0**100
     return np.zeros(shape) if rng.random() < 0.03 else w

@@ -78,7 +78,7 @@ def _call_log_softmax(x: Array, where: Array | None, axis: tuple[int, ...]) -> A
 
 
 def _peaks_and_totals(z: Array, axes: tuple[int, ...], where: Array | None) -> Array:
-    """Blocks with the maximum along axes, the sum of the exponentials below it, the number at it, and whether anything takes part."""
+    """Blocks with the maximum along axes, the sum of the exponentials below it, how many are at it, and if any takes part."""
     parts = mapped(_peak_and_total, z, where, dtype=z.dtype, chunks=sizes_one(z, axes), axes=axes)
     return joined(parts, _merge, axes, keepdims=True)
 

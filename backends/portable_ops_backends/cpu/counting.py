@@ -7,7 +7,7 @@ one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import array_api_compat.numpy as xp
@@ -170,7 +170,7 @@ def count_pairs(pred: Array, target: Array, num_classes: int, ignore_index: int 
     matrices, bad = zip(
         *(_count_pairs(*part, num_classes, ignore_index) for part in _pieces(pred, target)), strict=True
     )
-    return sum(matrices[1:], matrices[0]), sum(bad)
+    return _total(matrices), sum(bad)
 
 
 def _pieces(pred: Array, target: Array) -> Iterator[tuple[Array, Array]]:
@@ -208,10 +208,13 @@ def count_areas(
     pred: Array, target: Array, num_classes: int, ignore_index: int | None
 ) -> tuple[Array, Array, Array, int]:
     """Areas of intersection, union and target, and how many elements have a label that names no class."""
-    first, *rest = [_count_areas(*part, num_classes, ignore_index) for part in _pieces(pred, target)]
-    for piece in rest:
-        first = tuple(one + other for one, other in zip(first, piece, strict=True))  # type: ignore[assignment]
-    return first
+    pieces = [_count_areas(*part, num_classes, ignore_index) for part in _pieces(pred, target)]
+    intersection, union, actual, bad = zip(*pieces, strict=True)
+    return _total(intersection), _total(union), _total(actual), sum(bad)
+
+
+def _total(arrays: Sequence[Array]) -> Array:
+    return arrays[0] if len(arrays) == 1 else np.sum(arrays, axis=0)
 
 
 def _count_areas(

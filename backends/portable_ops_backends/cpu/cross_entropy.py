@@ -207,7 +207,9 @@ def solve(given: Problem, losses: Array) -> Array:
             _columns(logits, *given[1:], block, losses, sums[part], start, stop)
 
     run_in_parts(work, outer * inner, smallest)
-    result: Array = sums.sum(axis=(0, 1))
+    with np.errstate(over="ignore", invalid="ignore"):  # a sum that is infinite has lost nan
+        total, lost = sums.sum(axis=0)
+        result: Array = total + np.where(np.isfinite(total), lost, 0.0)
     return result
 
 

@@ -10,10 +10,10 @@ import array_api_compat.numpy as xp
 import numpy as np
 
 from portable_ops.checks import Axis, normalized_axes
-from portable_ops.ranges import HIGHEST, LOWEST, require_masks
+from portable_ops.ranges import HIGHEST, require_masks
 from portable_ops_backends.cpu.arithmetic import FUSED, LONGEST_SUM, REORDERED, two_sum
 from portable_ops_backends.cpu.compiling import compiled
-from portable_ops_backends.cpu.halves import as_number
+from portable_ops_backends.cpu.halves import as_number, bits_of
 from portable_ops_backends.cpu.layout import Array, flattened, memory_order, reordered
 from portable_ops_backends.cpu.threads import run_in_parts
 
@@ -24,25 +24,33 @@ PIECE = 2**15
 
 
 @compiled(fastmath=REORDERED)
-def _short_sums(pred: Array, target: Array, bfloat: bool, real: Array) -> tuple[Any, Any, int]:
-    """Of the products, and of both, in the dtype of `real`, and how often there was a value outside of [0, 1]."""
+def _short_sums(
+    pred: Array, target: Array, bfloat: bool, real: Array, highest: tuple[Any, Any]
+) -> tuple[Any, Any, bool]:
+    """Of the products, and of both, in the dtype of `real`, and whether the bits of some are above those of the highest.
+
+    As unsigned integers, the bits of numbers below 0 and of nan are larger than those of all others. Their maximum is one
+    instruction where comparisons of numbers would be several.
+    """
     number = real.dtype.type
     overlap, total = number(0), number(0)
-    lowest, highest, beyond = number(LOWEST), number(HIGHEST), np.int32(0)
+    of_pred, of_target = bits_of(pred.dtype.type(0)), bits_of(target.dtype.type(0))
     for i in range(pred.size):
         p, t = number(as_number(pred[i], bfloat)), number(as_number(target[i], bfloat))
         overlap += p * t
         total += p + t
-        beyond += np.int32((p < lowest) | (p > highest) | (t < lowest) | (t > highest))
-    return overlap, total, beyond
+        p_bits, t_bits = bits_of(pred[i]), bits_of(target[i])
+        of_pred = p_bits if p_bits > of_pred else of_pred
+        of_target = t_bits if t_bits > of_target else of_target
+    return overlap, total, of_pred > highest[0] or of_target > highest[1]
 
 
 @compiled
-def _piece_sums(pred: Array, target: Array, bfloat: bool, real: Array, sums: Array) -> None:
+def _piece_sums(pred: Array, target: Array, bfloat: bool, real: Array, highest: tuple[Any, Any], sums: Array) -> None:
     lost_overlap, lost_total = 0.0, 0.0
     for start in range(0, pred.size, LONGEST_SUM):
         stop = min(start + LONGEST_SUM, pred.size)
-        overlap, total, beyond = _short_sums(pred[start:stop], target[start:stop], bfloat, real)
+        overlap, total, beyond = _short_sums(pred[start:stop], target[start:stop], bfloat, real, highest)
         sums[0], lost = two_sum(sums[0], np.float64(overlap))
         lost_overlap += lost
         sums[1], lost = two_sum(sums[1], np.float64(total))
@@ -54,7 +62,15 @@ def _piece_sums(pred: Array, target: Array, bfloat: bool, real: Array, sums: Arr
 
 @compiled
 def _all_sums(
-    pred: Array, target: Array, bfloat: bool, real: Array, length: int, sums: Array, start: int, stop: int
+    pred: Array,
+    target: Array,
+    bfloat: bool,
+    real: Array,
+    highest: tuple[Any, Any],
+    length: int,
+    sums: Array,
+    start: int,
+    stop: int,
 ) -> None:
     """Sums of pieces of so many elements of rows of (rows, n); `sums` is (rows, pieces, 3)."""
     pieces = sums.shape[1]
@@ -62,7 +78,7 @@ def _all_sums(
         row, piece = number // pieces, number % pieces
         first = piece * length
         last = min(first + length, pred.shape[1])
-        _piece_sums(pred[row, first:last], target[row, first:last], bfloat, real, sums[row, piece])
+        _piece_sums(pred[row, first:last], target[row, first:last], bfloat, real, highest, sums[row, piece])
 
 
 @compiled(fastmath=FUSED)
@@ -76,6 +92,15 @@ def _write_slopes(other: Array, bfloat: bool, slopes: Array, out: Array, length:
         rest, factor = number(slopes[0, row]), number(slopes[1, row])
         for j in range(given.size):
             made[j] = rest + factor * number(as_number(given[j], bfloat))
+
+
+@compiled
+def _are_beyond(sums: Array) -> bool:
+    """Whether one of (n, 3) sums has met what may be outside of the range: NumPy's `any` takes longer than so few take."""
+    beyond = False
+    for i in range(sums.shape[0]):
+        beyond |= sums[i, 2] != 0
+    return beyond
 
 
 @compiled
@@ -142,18 +167,19 @@ def _in_parts(work: Callable[[int, int, int], None], pieces: int, rows: _Rows) -
 
 
 def dice_sums(pred: Array, target: Array, axes: tuple[int, ...], bfloat: bool = False) -> Array:
-    """The overlap of two masks, the sum of both, and how many pairs are not within [0, 1], along a last axis, in float64.
+    """The overlap of two masks, the sum of both, and whether values may be outside of [0, 1], along a last axis, in float64.
 
     Halves may come as their bits.
     """
     rows = _rows(pred.shape, memory_order(pred), axes)
     p, t = _as_rows(pred, rows), _as_rows(target, rows)
     real = np.empty(0, working_dtype(pred, bfloat))
+    highest = _bits_of_highest(pred.dtype, bfloat), _bits_of_highest(target.dtype, bfloat)
     pieces = -(-rows.length // PIECE)
     sums = np.zeros((p.shape[0], pieces, 3))
 
     def work(part: int, start: int, stop: int) -> None:
-        _all_sums(p, t, bfloat, real, PIECE, sums, start, stop)
+        _all_sums(p, t, bfloat, real, highest, PIECE, sums, start, stop)
 
     _in_parts(work, p.shape[0] * pieces, rows)
     if pieces == 1 and rows.is_result:
@@ -219,9 +245,18 @@ def _plain(x: Array) -> Array:
 _HELD_AS = {np.dtype(np.bool_).char: np.uint8, np.dtype(np.float16).char: np.uint16}
 
 
+@lru_cache
+def _bits_of_highest(dtype: Any, bfloat: bool) -> Any:
+    """What `bits_of` makes of the largest number that passes for 1."""
+    unsigned = np.uint64 if dtype.itemsize == 8 else np.uint32
+    if dtype == np.uint16:  # bfloat16 as its bits
+        return unsigned(np.float32(HIGHEST).view(np.uint32) >> 16)
+    return unsigned(np.asarray(HIGHEST, dtype).view(f"u{dtype.itemsize}") if dtype.kind == "f" else 1)
+
+
 def has_values_beyond(sums: Array) -> bool:
-    """Whether there was a value outside of [0, 1]."""
-    return bool(sums[..., 2].any())
+    """Whether there may be a value outside of [0, 1]: there is, or one is nan, or 0 with a sign."""
+    return bool(_are_beyond(sums.reshape(-1, 3)))
 
 
 def dice_coefficient(

@@ -22,6 +22,37 @@ def as_stored(value: Any, out: Any, bfloat: Any) -> Any:
     return _to_bits(value, bfloat) if out.dtype == np.uint16 else value
 
 
+def bits_of(value: Any) -> Any:
+    """The bits of a number, or the number if it is an integer, as uint32, or as uint64 if it has 64 bits."""
+    bits = value.view(f"u{value.dtype.itemsize}") if value.dtype.kind == "f" else value
+    return bits.astype(np.uint64 if bits.dtype.itemsize == 8 else np.uint32)
+
+
+@overload(bits_of)
+def _bits_of(value: Any) -> Any:
+    if value == types.float32:
+        return _bits_of_float32
+    if value == types.float64:
+        return _bits_of_float64
+    return _as_uint64 if value.bitwidth == 64 else _as_uint32
+
+
+def _bits_of_float32(value: Any) -> Any:
+    return np.float32(value).view(np.uint32)
+
+
+def _bits_of_float64(value: Any) -> Any:
+    return np.float64(value).view(np.uint64)
+
+
+def _as_uint32(value: Any) -> Any:
+    return np.uint32(value)
+
+
+def _as_uint64(value: Any) -> Any:
+    return np.uint64(value)
+
+
 @overload(as_number)
 def _as_number(value: Any, bfloat: Any) -> Any:
     if value == types.uint16:

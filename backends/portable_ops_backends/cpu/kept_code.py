@@ -18,9 +18,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core import caching
 
 from portable_ops.backend import warn_of
+
+# Without annotations of their own.
+FunctionCache: Any = caching.FunctionCache
+IndexDataCacheFile: Any = caching.IndexDataCacheFile
 
 ABANDONED = 3600.0
 """Seconds after which a file that is being written belongs to a process that has been killed."""
@@ -39,7 +43,8 @@ class KeptCode(FunctionCache):  # type: ignore[misc]
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
-        self._cache_file = _SealedFiles(self._cache_path, self._impl.filename_base, self._cache_file._source_stamp)
+        stamp = self._impl.locator.get_source_stamp()
+        self._cache_file = _SealedFiles(self._cache_path, self._impl.filename_base, stamp)
         self._cache_file.forget_stale()
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:

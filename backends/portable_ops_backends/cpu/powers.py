@@ -212,8 +212,8 @@ def _tile(bases: dict[Any, _Base], vectors: int) -> Any:
 def _tile_apart(keep: bool) -> Any:
     """Make ``tile(c, c0, rows, width, peak, total, ties, first)``, for the columns j of a line of memory.
 
-    The same with base e, but ``total[first + j]`` is the sum of the powers below the maximum, and ``ties[first + j]`` the number
-    of those at it, which are 1: added to a 1, a small sum would lose digits. Only if `keep` do powers take the place of their
+    The same with base e, but ``total[first + j]`` is the sum of the powers below the maximum, and ``ties[first + j]`` how many
+    are at it, which are 1: added to a 1, a small sum would lose digits. Only if `keep` do powers take the place of their
     exponents.
     """
 

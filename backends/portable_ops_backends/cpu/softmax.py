@@ -89,7 +89,7 @@ def powers_in_place(row: Array, peak: Any) -> Any:
 
 @compiled
 def joined_row(row: Array, form: int) -> Any:
-    """The maximum of a row and the sum of its powers but for that of the maximum, 1; powers take the row's place for a softmax."""
+    """The maximum of a row and the sum of its powers less 1, that of the maximum; powers take its place for a softmax."""
     peak = peak_of(row)
     # Sums of short sums, with what is lost by each addition: a row may be long.
     total, lost, ties = 0.0, 0.0, 0.0
@@ -252,8 +252,8 @@ def join_columns(
     """Maxima of a block's columns and sums of their powers but for one 1, that of the maximum, in the block's dtype.
 
     The powers take the entries' place if they are kept. Of as many columns as a line of memory has at a time, up to the end of
-    the last line. A nan is neither higher nor lower than others: the sum of powers finds it. `ties` is of the size of `rest`, and
-    `total` is (2, columns), in float64.
+    the last line. A nan is neither higher nor lower than others: the sum of powers finds it. `ties` is of the size of `rest`,
+    and `total` is (2, columns), in float64.
     """
     n, columns = block.shape
     entries, of_line = block.reshape(-1), LINE_BYTES // block.itemsize

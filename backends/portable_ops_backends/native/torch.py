@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from portable_ops.attention import weights_shape
-from portable_ops.checks import Axis, normalized_axes
+from portable_ops.checks import Axis, IgnoreIndex, normalized_axes
 from portable_ops.counting import Areas, count_areas, count_pairs
 from portable_ops.dispatch import OPERATIONS
 from portable_ops.routes import values_are_at_hand
@@ -255,11 +255,12 @@ def confusion_matrix(
     /,
     num_classes: int,
     *,
-    ignore_index: int | None = None,
+    ignore_index: IgnoreIndex = None,
+    sample_weight: Tensor | None = None,
     validate: bool | None = None,
 ) -> Tensor:
     """See `portable_ops.confusion_matrix`."""
-    matrix: Tensor = count_pairs(xp, pred, target, num_classes, ignore_index, validate, _scattered)
+    matrix: Tensor = count_pairs(xp, pred, target, num_classes, ignore_index, validate, _scattered, sample_weight)
     return matrix
 
 
@@ -269,14 +270,16 @@ def intersection_and_union(
     /,
     num_classes: int,
     *,
-    ignore_index: int | None = None,
+    ignore_index: IgnoreIndex = None,
+    sample_weight: Tensor | None = None,
     validate: bool | None = None,
 ) -> Areas:
     """See `portable_ops.intersection_and_union`."""
-    return count_areas(xp, pred, target, num_classes, ignore_index, validate, _scattered)
+    return count_areas(xp, pred, target, num_classes, ignore_index, validate, _scattered, sample_weight)
 
 
-def _scattered(namespace: Any, codes: Tensor, bins: int) -> Tensor:
+def _scattered(namespace: Any, codes: Tensor, bins: int, weights: Tensor | None) -> Tensor:
     """A histogram whose shape does not depend on values, so that it can be traced and mapped over."""
-    counts = torch.zeros(bins + 1, dtype=torch.int64, device=codes.device)
-    return counts.scatter_add(0, codes, torch.ones_like(codes))[:bins]
+    terms = torch.ones_like(codes) if weights is None else weights
+    counts = torch.zeros(bins + 1, dtype=terms.dtype, device=codes.device)
+    return counts.scatter_add(0, codes, terms)[:bins]

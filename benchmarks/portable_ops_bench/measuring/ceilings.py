@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+from portable_ops_backends.cpu.availability import why_no_numba
 from portable_ops_backends.cpu.threads import run_in_parts
 
 from portable_ops.backend import Backend
@@ -164,7 +164,7 @@ def _on_threads(
 
 def _exponential() -> Callable[[Any, Any], Any]:
     """The loop that Numba compiles, else NumPy's."""
-    if find_spec("numba") is None:
+    if why_no_numba() is not None:
         return np.exp
     write: Callable[[Any, Any], Any] = import_module("portable_ops_bench.measuring.exponential").write_exp
     return write

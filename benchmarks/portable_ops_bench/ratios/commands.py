@@ -9,11 +9,11 @@ from typing import Annotated
 import msgspec
 import typer
 from portable_ops_backends.cpu.availability import why_no_numba
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import portable_ops as po
 from portable_ops.files import write_atomically
+from portable_ops.terminal import Terminal
 from portable_ops_bench import environment
 from portable_ops_bench.commands import listed
 from portable_ops_bench.kernels import USUAL_DTYPES, kernels, plan, served, warm_up
@@ -123,10 +123,10 @@ def warmup(
         raise typer.Exit(1)
 
 
-def _console() -> Console:
+def _console() -> Terminal:
     """The terminal, or a file that is as wide as the table."""
-    console = Console()
-    return console if console.is_terminal else Console(width=WIDTH)
+    console = Terminal()
+    return console if console.is_terminal else Terminal(width=WIDTH)
 
 
 def _kept(path: Path | None) -> Ratios | None:

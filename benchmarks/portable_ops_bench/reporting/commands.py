@@ -8,14 +8,15 @@ from typing import Annotated
 
 import msgspec
 import typer
-from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from portable_ops.files import write_atomically
+from portable_ops.showing import visible
+from portable_ops.terminal import Terminal
 from portable_ops_bench import stored
 from portable_ops_bench.measuring.plan import dtype_of
 from portable_ops_bench.model import Report
-from portable_ops_bench.refusing import refuse, require_all_writable
+from portable_ops_bench.refusing import refuse, require_all_writable, write_or_refuse
 from portable_ops_bench.reporting.analysis import Analysis
 from portable_ops_bench.reporting.compare import (
     Change,
@@ -64,12 +65,12 @@ def report(
     if file is None:
         refuse("report: got no file; expected a report that bench has written with --json")
     require_all_writable(html, markdown_file, json)
-    console = Console()
+    console = Terminal()
     analysis = Analysis(_load(file))
     write(analysis, console, html=html, markdown_file=markdown_file)
     if json is not None:
-        write_atomically(json, msgspec.json.format(msgspec.json.encode(analysis.to_dict()), indent=1))
-        console.print(f"wrote {json}")
+        write_or_refuse(json, msgspec.json.format(msgspec.json.encode(analysis.to_dict()), indent=1))
+        console.say(f"wrote {json}")
 
 
 def which(
@@ -98,9 +99,9 @@ def which(
         found = answers(analysis, operation, int(size), dtype_of(dtype), start=start, clock=clock, layout=layout)
     except ValueError as error:
         refuse(f"{file.name}: {error}")
-    console = Console(soft_wrap=True)
+    console = Terminal(soft_wrap=True)
     for answer in found:
-        console.print(f"{_whose(analysis.report, file)}, {answer.sentence}", markup=False, highlight=False)
+        console.print(visible(f"{_whose(analysis.report, file)}, {answer.sentence}"), markup=False, highlight=False)
         _print_answer(answer, int(size))
 
 
@@ -120,7 +121,7 @@ def _whose(report: Report, file: Path) -> str:
 
 
 def _print_answer(answer: Answer, size: int) -> None:
-    console = Console()
+    console = Terminal()
     how = {one.how for one in answer.estimates}
     said = f", {how.pop()}" if len(how) == 1 else ""
     table = Table(title=f"{count(size)} elements{said}", title_justify="left")
@@ -136,10 +137,10 @@ def _print_answer(answer: Answer, size: int) -> None:
         kernel = "" if one.contestant.endswith(f": {one.kernel}") else one.kernel
         cells = [one.contestant, kernel, one.time, times(one.seconds / best.seconds), error]
         cells += [] if said else [one.how]
-        table.add_row(*(cell.replace("[", r"\[") for cell in cells), style=style)
+        table.add_row(*(escape(visible(cell)) for cell in cells), style=style)
     console.print(table)
     for found in answer.crossovers:
-        console.print(crossing(found), markup=False, highlight=False)
+        console.print(visible(crossing(found)), markup=False, highlight=False)
 
 
 def compare(
@@ -163,7 +164,7 @@ def compare(
     The exit status is 0 if nothing is slower, 1 if a cell is slower or has failed since, 2 if they cannot be compared.
     """
     require_all_writable(json)
-    console = Console()
+    console = Terminal()
     try:
         limits = load_thresholds(thresholds) if thresholds is not None else Thresholds()
         if threshold is not None:
@@ -175,24 +176,24 @@ def compare(
         refuse(error)
     _print_comparison(found, console, all_cells)
     if json is not None:
-        write_atomically(json, msgspec.json.format(msgspec.json.encode(found), indent=1))
-        console.print(f"wrote {json}")
+        write_or_refuse(json, msgspec.json.format(msgspec.json.encode(found), indent=1))
+        console.say(f"wrote {json}")
     raise typer.Exit(1 if found.has_regressed else 0)
 
 
-def _print_comparison(found: Comparison, console: Console, all_cells: bool) -> None:
+def _print_comparison(found: Comparison, console: Terminal, all_cells: bool) -> None:
     order = list(Verdict)
     quiet = (Verdict.SAME, Verdict.AMBIGUOUS)
     shown = [change for change in found.changes if all_cells or change.verdict not in quiet]
     if shown:
-        table = Table(title=f"{found.before} -> {found.after}", title_justify="left")
+        table = Table(title=escape(visible(f"{found.before} -> {found.after}")), title_justify="left")
         for name in ("verdict", "cell", "ratio", "95 %", "q", "why"):
             table.add_column(name, justify="right" if name in ("ratio", "q") else "left", overflow="fold")
         for change in sorted(shown, key=lambda one: (order.index(one.verdict), -(one.ratio or 0))):
             table.add_row(*_columns(change), style=STYLES.get(change.verdict, ""))
         console.print(table)
     for note in found.notes:
-        console.print(note, style="dim", markup=False, highlight=False)
+        console.print(visible(note), style="dim", markup=False, highlight=False)
     units = {change.unit for change in found.changes if change.unit}
     ranked = "rounds (too few processes to rank them)" if units == {"round"} else " and ".join(sorted(units))
     console.print(f"ranked: {ranked}", style="dim", markup=False)
@@ -200,7 +201,7 @@ def _print_comparison(found: Comparison, console: Console, all_cells: bool) -> N
 
 
 def _columns(change: Change) -> tuple[str, ...]:
-    name, reason = (text.replace("[", r"\[") for text in (change.name, change.reason))
+    name, reason = (escape(visible(text)) for text in (change.name, change.reason))
     if change.ratio is None or change.low is None or change.high is None or change.q is None:
         return change.verdict, name, "", "", "", reason
     return (

@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import gzip
 import io
-import json
-import re
 from importlib.resources import files
 from typing import Any
 
@@ -16,6 +14,7 @@ import vl_convert
 from markupsafe import Markup
 from msgspec.structs import replace
 
+from portable_ops.showing import json_in_html, program_in_html, visible, visible_in
 from portable_ops_bench.images import PHOTOGRAPHS, task_of
 from portable_ops_bench.model import Cell, Report
 from portable_ops_bench.reporting import noise
@@ -102,16 +101,6 @@ def _bundle() -> str:
     return vl_convert.javascript_bundle()  # type: ignore[call-arg]
 
 
-def _script(value: str) -> str:
-    """Program text that may stand inside of a script element: no end tag of it can be read in there."""
-    return re.sub(r"</(script)", r"<\\/\1", value, flags=re.IGNORECASE)
-
-
-def _json(value: Any) -> str:
-    """JSON that may stand inside of a script element: without any ``<``, no tag or comment can begin in there."""
-    return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-
-
 def has_numbers(name: str, analysis: Analysis, charts: Charts) -> bool:
     """Whether there is something to plot."""
     if name == "overhead":
@@ -167,6 +156,8 @@ def page(analysis: Analysis) -> str:
     surroundings = jinja2.Environment(
         loader=jinja2.FunctionLoader(source),
         autoescape=True,
+        # The script finds rows by their text, so that both show the same; code has lines.
+        finalize=lambda value: visible(value, keep="\n") if type(value) is str else value,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -217,7 +208,7 @@ def page(analysis: Analysis) -> str:
         codes=[(operation, next(iter(kinds.values()))) for operation, kinds in code_of.items()],
         # Style, script and bundle are ours, and JSON is no text to be escaped; none of it can end its element.
         style=Markup(source("report.css")),
-        script=Markup(_script(source("report.js"))),
+        script=Markup(program_in_html(source("report.js"))),
         bundle=base64.b64encode(gzip.compress(_bundle().encode(), mtime=0)).decode(),
-        data=Markup(_json(data)),
+        data=Markup(json_in_html(visible_in(data, keep="\n"))),
     )

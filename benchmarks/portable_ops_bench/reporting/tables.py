@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from portable_ops.showing import code_in_markdown, in_markdown, visible
 from portable_ops_bench.model import Environment, Result
 from portable_ops_bench.reporting import noise
 from portable_ops_bench.reporting.analysis import Analysis
@@ -122,7 +123,7 @@ def print_report(analysis: Analysis, console: Console) -> None:
     """The verdict, the main input's table, what a call costs, what speaks against the numbers, and what has none."""
     report, name = analysis.report, analysis.main_input
     for sentence in verdicts(analysis):
-        console.print(f"- {sentence}", markup=False, highlight=False)
+        console.print(visible(f"- {sentence}"), markup=False, highlight=False)
     if name is not None:
         for shown, columns, rows in grids(analysis, name):
             title = (
@@ -130,24 +131,25 @@ def print_report(analysis: Analysis, console: Console) -> None:
             )
             console.print(_table(title, ["operation", *columns], rows))
         dtypes = sorted({result.cell.dtype for result in analysis.measured()})
-        console.print(f"dtype: {', '.join(dtypes)}", markup=False)
+        console.print(visible(f"dtype: {', '.join(dtypes)}"), markup=False)
     if analysis.overheads:
         console.print(_table("what a call costs on 4 elements", OVERHEAD_COLUMNS, overhead_rows(analysis), left=2))
     for sentence in [*noise.ledger(report), *report.notes]:
-        console.print(sentence, style="dim", markup=False, highlight=False)
+        console.print(visible(sentence), style="dim", markup=False, highlight=False)
     if analysis.doubts:
         console.print(f"{in_doubt(len(analysis.doubts))}; the page and report --json say of each why", style="yellow")
         # The same reason with other numbers is the same reason.
         kinds = Counter(re.sub(r"[+-]?\d[\d.]*", "…", why) for found in analysis.doubts.values() for why in found)
         for why, number in kinds.most_common():
-            console.print(f"  {cells(number)}: {why}", style="yellow", markup=False, highlight=False)
+            console.print(visible(f"  {cells(number)}: {why}"), style="yellow", markup=False, highlight=False)
     for backend, status, reason, number in analysis.gaps:
-        console.print(f"{backend}: {cells(number)} without a number, {status}: {reason}", style="yellow", markup=False)
+        text = f"{backend}: {cells(number)} without a number, {status}: {reason}"
+        console.print(visible(text), style="yellow", markup=False)
     checked = analysis.measured(None)
     if checked and not report.failed():
         console.print(f"{cells(len(checked))} agree with the float64 oracle, in {report.seconds:.0f} s", style="green")
     for result in report.failed():
-        console.print(f"{result.cell.key}: {result.status}: {result.reason}", style="red", markup=False)
+        console.print(visible(f"{result.cell.key}: {result.status}: {result.reason}"), style="red", markup=False)
 
 
 def _difference(value: float) -> str:
@@ -155,39 +157,34 @@ def _difference(value: float) -> str:
 
 
 def _table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], *, left: int = 1) -> Table:
-    table = Table(title=escape(title), title_justify="left")
+    table = Table(title=escape(visible(title)), title_justify="left")
     for number, column in enumerate(columns):
-        table.add_column(escape(column), justify="left" if number < left else "right", overflow="fold")
+        table.add_column(escape(visible(column)), justify="left" if number < left else "right", overflow="fold")
     for row in rows:
         # What is in doubt is dimmed.
-        table.add_row(*(Text(value, style="dim" if value.endswith(DOUBTED) else "") for value in row))
+        table.add_row(*(Text(visible(value), style="dim" if value.endswith(DOUBTED) else "") for value in row))
     return table
 
 
 def _markdown_table(columns: Iterable[str], rows: Iterable[Iterable[str]], *, left: int = 1) -> list[str]:
-    names = [_plain(column) for column in columns]
+    names = [in_markdown(column) for column in columns]
     head = ["| " + " | ".join(names) + " |", "|" + "---|" * left + "---:|" * (len(names) - left)]
-    return [*head, *("| " + " | ".join(map(_plain, row)) + " |" for row in rows), ""]
-
-
-def _plain(text: str) -> str:
-    """Text that stays text in Markdown: neither a cell's end nor an HTML element."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", r"\|").replace("\n", " ")
+    return [*head, *("| " + " | ".join(map(in_markdown, row)) + " |" for row in rows), ""]
 
 
 def markdown(analysis: Analysis, picture: str | None = None) -> str:
     """The report as Markdown, with a picture if one is named."""
     report, environment = analysis.report, analysis.report.environment
     machine = f"{environment.cpu}, {environment.usable_cpus} of {environment.logical_cpus} CPUs"
-    command = report.command.replace("`", "'")
     lines = ["# Performance report", ""]
-    lines += [f"{_plain(machine)}, Python {environment.python}, {_plain(when(report.created))}. `{command}`", ""]
-    lines += [f"- {_plain(sentence)}" for sentence in verdicts(analysis)] + [""]
+    about_run = ", ".join(map(in_markdown, (machine, f"Python {environment.python}", when(report.created))))
+    lines += [f"{about_run}. {code_in_markdown(report.command)}", ""]
+    lines += [f"- {in_markdown(sentence)}" for sentence in verdicts(analysis)] + [""]
     if picture is not None:
         lines += [f"![Speed-up over the standard definition on NumPy]({picture})", ""]
     for name in dict.fromkeys(result.cell.input for result in analysis.measured() if is_usual(result)):
         for shown, columns, rows in grids(analysis, name):
-            lines += [f"## {_plain(shown)}", "", *_markdown_table(["operation", *columns], rows)]
+            lines += [f"## {in_markdown(shown)}", "", *_markdown_table(["operation", *columns], rows)]
     crossings = crossover_rows(analysis)
     if crossings:
         lines += ["## Where one overtakes another", ""]
@@ -198,15 +195,16 @@ def markdown(analysis: Analysis, picture: str | None = None) -> str:
     if analysis.overheads:
         lines += ["## What a call costs on 4 elements", ""]
         lines += _markdown_table(OVERHEAD_COLUMNS, overhead_rows(analysis), left=2)
-    lines += ["## Noise", "", *(f"- {_plain(sentence)}" for sentence in [*noise.ledger(report), *report.notes])]
+    lines += ["## Noise", "", *(f"- {in_markdown(sentence)}" for sentence in [*noise.ledger(report), *report.notes])]
     lines += [
-        f"- {_plain(_named(analysis, key))}: {_plain('; '.join(why))}" for key, why in analysis.doubts.items()
+        f"- {in_markdown(_named(analysis, key))}: {in_markdown('; '.join(why))}" for key, why in analysis.doubts.items()
     ] + [""]
-    lines += ["## Environment", "", *(f"- {_plain(sentence)}" for sentence in surroundings(environment)), ""]
+    lines += ["## Environment", "", *(f"- {in_markdown(sentence)}" for sentence in surroundings(environment)), ""]
     if analysis.gaps:
         lines += ["## Without a number", ""]
         lines += [
-            f"- {_plain(who)}: {n} cells, {status}: {_plain(reason)}" for who, status, reason, n in analysis.gaps
+            f"- {in_markdown(who)}: {n} cells, {status}: {in_markdown(reason)}"
+            for who, status, reason, n in analysis.gaps
         ] + [""]
     return "\n".join(lines)
 
