@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from portable_ops.activations import log_softmax
 from portable_ops.backend import Array
+from portable_ops.broadcasting import with_axes
 from portable_ops.checks import (
     REDUCTIONS,
     IgnoreIndex,
@@ -213,7 +214,7 @@ def focal_loss(
     if s is not None and activation == "softmax":
         s = xp.expand_dims(xp.broadcast_to(s, z.shape[:axis] + z.shape[axis + 1 :]), axis=axis)
     if s is not None:
-        z = xp.where((s == 0) & ~xp.isfinite(z), 0.0, z)
+        z = xp.where((with_axes(xp, s, z.ndim) == 0) & ~xp.isfinite(z), 0.0, z)
     per_class_weight = None if w is None else along(xp, w, axis, z.ndim)
     if activation == "softmax":
         share = t if per_class_weight is None else t * per_class_weight
@@ -281,5 +282,5 @@ def _sigmoid_losses(
     if alpha is not None:
         positive, negative = alpha * positive, (1 - alpha) * negative
     if pos_weight is not None:
-        positive = product(xp, as_dtype(xp, pos_weight, z), positive)
+        positive = product(xp, with_axes(xp, as_dtype(xp, pos_weight, z), z.ndim), positive)
     return product(xp, t, positive) + product(xp, 1 - t, negative)
