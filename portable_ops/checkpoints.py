@@ -49,24 +49,26 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Host]]:
     ValueError
         It is something else, or its content is not what was written.
     """
-    try:
-        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
-            told = _read(archive, "header", np.dtype(np.uint8), LONGEST_HEADER)
-            header = json.loads(told.tobytes())
-            if not isinstance(header, dict):
-                raise ValueError("header: not an object")
-            names = [one.removesuffix(".npy") for one in archive.namelist()]
-            arrays = {name: _read(archive, name, np.dtype(np.int64)) for name in names if name != "header"}
-        if header.pop("checksum", None) != checksum_of(header, arrays):
-            raise ValueError("checksum: it is not that of the content")
-    except _DAMAGED as error:
-        got = f"{path.name}, which cannot be read ({type(error).__name__}: {error})"
-        raise ValueError(complaint("path", got, "a checkpoint that SegmentationScores.save wrote")) from error
+    with path.open("rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                told = _read(archive, "header", np.dtype(np.uint8), LONGEST_HEADER)
+                header = json.loads(told.tobytes())
+                if not isinstance(header, dict):
+                    raise ValueError("header: not an object")
+                names = [one.removesuffix(".npy") for one in archive.namelist()]
+                arrays = {name: _read(archive, name, np.dtype(np.int64)) for name in names if name != "header"}
+            if header.pop("checksum", None) != checksum_of(header, arrays):
+                raise ValueError("checksum: it is not that of the content")
+        except _DAMAGED as error:
+            got = f"{path.name}, which cannot be read ({type(error).__name__}: {error})"
+            raise ValueError(complaint("path", got, "a checkpoint that SegmentationScores.save wrote")) from error
     return header, arrays
 
 
-# What zipfile and NumPy raise for content that is not theirs; OSError is left to the caller.
+# What zipfile and NumPy raise for content that is not theirs, OSError among it for a place before the file's beginning.
 _DAMAGED = (
+    OSError,
     ValueError,
     KeyError,
     TypeError,
