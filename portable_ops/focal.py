@@ -19,7 +19,7 @@ from portable_ops.checks import (
 )
 from portable_ops.dispatch import operation
 from portable_ops.labels import ignored_labels, in_range, one_hot, require_in_range, widened
-from portable_ops.losses import DEFAULT_EPS, cross_entropy, losses_of_logits, require_eps
+from portable_ops.losses import DEFAULT_EPS, cross_entropy, losses_of_logits, require_eps, with_softmax
 from portable_ops.precision import as_dtype, returned, summed, working
 from portable_ops.ranges import require_unit_range
 from portable_ops.reduction import counted, is_exactly, log_of, product, reduced, scaled
@@ -188,6 +188,9 @@ def focal_loss(
     ignored = None if same and activation == "softmax" else ignored_labels(xp, target, ignore_index)
     if activation == "softmax" and not same and not per_class:
         # It refuses labels that name no class, or makes nan of them.
+        if s is not None:
+            nothing = xp.broadcast_to(s == 0, z.shape[:axis] + z.shape[axis + 1 :])
+            z = with_softmax(xp, z, axis, nothing)
         options = {"ignore_index": ignore_index, "reduction": "none", "from_logits": from_logits, "eps": eps}
         missed = cross_entropy(z, target, class_axis=axis, **options)  # type: ignore[arg-type]
         weights = None
@@ -280,7 +283,7 @@ def _sigmoid_losses(
         positive = product(xp, xp.exp(-gamma * if_negative), positive)
         negative = product(xp, xp.exp(-gamma * if_positive), negative)
     if alpha is not None:
-        positive, negative = alpha * positive, (1 - alpha) * negative
+        positive, negative = product(xp, alpha, positive), product(xp, 1 - alpha, negative)
     if pos_weight is not None:
         positive = product(xp, with_axes(xp, as_dtype(xp, pos_weight, z), z.ndim), positive)
     return product(xp, t, positive) + product(xp, 1 - t, negative)

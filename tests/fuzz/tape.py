@@ -184,7 +184,7 @@ def sigmoid(x: Var) -> Var:
 def power(x: Var, exponent: Any) -> Var:
     """A power of what is at least 0: the gradient of a power of 0 is 0."""
     n = lift(exponent)
-    value = np.where(x.value > 0, np.maximum(x.value, 0) ** n.value, np.where(n.value == 0, REAL(1), REAL(0)))
+    value = np.where(~(x.value <= 0), np.maximum(x.value, 0) ** n.value, np.where(n.value == 0, REAL(1), REAL(0)))
     some = x.value > 0
     base = np.where(some, x.value, REAL(1))
     slope = np.where(some, n.value * base ** (n.value - 1), np.where(n.value == 1, REAL(1), REAL(0)))
