@@ -145,7 +145,13 @@ def scaled_dot_product_attention(
     enable_gqa: bool = False,
 ) -> Tensor:
     """See `portable_ops.scaled_dot_product_attention`."""
-    options: dict[str, Any] = {"mask": mask, "bias": bias, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
+    options: dict[str, Any] = {
+        "mask": mask,
+        "bias": bias,
+        "is_causal": is_causal,
+        "scale": scale,
+        "enable_gqa": enable_gqa,
+    }
     if is_widened(query, key, value, bias):
         # Rounded to halves, a bias of -1e9 would be -inf, and one of 30 off by more than the result may be.
         wide = query.float(), key.float(), value.float()
