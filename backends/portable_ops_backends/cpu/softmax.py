@@ -55,7 +55,7 @@ def peak_of(row: Array) -> Any:
 
 
 @compiled
-def _count_at(row: Array, peak: Any) -> int:
+def _count_at(row: Array, peak: Any) -> Any:
     """How many are at the maximum. A loop of its own: beside sums of powers LLVM would not make vectors of it."""
     count = np.int32(0)
     for i in range(row.size):
