@@ -223,7 +223,7 @@ def test_gradients_of_probabilities(target: Target) -> None:
 
 @pytest.mark.gradients
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_what_does_not_count_has_gradient_0(target: Target, compiled: bool) -> None:
     logits = np.asarray([[1.0, 0.0, 0.0], [NAN, 1.0, 2.0], [-INF] * 3])
     rest = np.exp(logits[0]) / np.exp(logits[0]).sum() - [0, 1, 0]
@@ -246,7 +246,7 @@ def test_what_does_not_count_has_gradient_0(target: Target, compiled: bool) -> N
 
 @pytest.mark.gradients
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_gradients_at_impossible_classes(target: Target, compiled: bool) -> None:
     logits = target.array(np.asarray([[-INF, 0.0, 0.0]]))
     for form in (np.asarray([1]), np.asarray([[0.0, 1.0, 0.0]])):
