@@ -68,7 +68,7 @@ def _compiled_loss(name: str) -> Callable[..., Any]:
             ):
                 if mask.dtype != bool and values_are_at_hand(mask) and _is_beyond(mask):
                     ignored = ignored_labels(xp, target, given["ignore_index"])
-                    kept = xp.ones(mask.shape, bool) if ignored is None else ~ignored
+                    kept = xp.ones_like(mask, dtype=bool) if ignored is None else ~ignored
                     weight = given["sample_weight"]
                     require_unit_range(xp, argument, mask, kept if weight is None else kept & (weight != 0))
         return compiled(logits, target, **options)
