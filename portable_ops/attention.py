@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from numbers import Real
 from typing import Any
 
 from portable_ops.backend import Array
@@ -170,7 +169,7 @@ def scaled_dot_product_attention(
     >>> po.scaled_dot_product_attention(q, k, v, is_causal=True)[0, :, 0]
     array([1., 2.])
     """
-    if scale is not None and not isinstance(scale, Real):
+    if scale is not None and not isinstance(scale, int | float):
         # With a plain number for a scale, kernels serve.
         q, dtype = working(xp, query)
         options: dict[str, Any] = {"dropout_p": dropout_p, "rng": rng, "enable_gqa": enable_gqa}

@@ -111,7 +111,7 @@ def require_flag(argument: str, value: object) -> None:
 
 def require_number(
     argument: str,
-    value: object,
+    value: Any,
     *,
     minimum: float = float("-inf"),
     maximum: float = float("inf"),

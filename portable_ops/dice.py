@@ -5,6 +5,7 @@ from __future__ import annotations
 from numbers import Real
 
 from portable_ops.backend import Array
+from portable_ops.broadcasting import with_axes
 from portable_ops.checks import (
     Axis,
     Number,
@@ -174,7 +175,8 @@ def overlap_sums(
     sizes = (p * p, t * t) if squared else (p, t)
     parts = (xp.minimum(p, t) if soft_label and not squared else p * t, *sizes)
     if sample_weight is not None:
-        parts = tuple(sample_weight * part for part in parts)
+        weights = with_axes(xp, as_dtype(xp, sample_weight, p), p.ndim)
+        parts = tuple(weights * part for part in parts)
     overlap, predicted, actual = (summed(xp, part, axis, keepdims=keepdims) for part in parts)
     return overlap, predicted, actual
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from portable_ops.activations import log_softmax
 from portable_ops.backend import Array
+from portable_ops.broadcasting import with_axes
 from portable_ops.checks import (
     REDUCTIONS,
     IgnoreIndex,
@@ -18,7 +19,7 @@ from portable_ops.checks import (
 )
 from portable_ops.dispatch import operation
 from portable_ops.labels import ignored_labels, in_range, one_hot, require_in_range, widened
-from portable_ops.losses import DEFAULT_EPS, cross_entropy, losses_of_logits, require_eps
+from portable_ops.losses import DEFAULT_EPS, cross_entropy, losses_of_logits, require_eps, with_softmax
 from portable_ops.precision import as_dtype, returned, summed, working
 from portable_ops.ranges import require_unit_range
 from portable_ops.reduction import counted, is_exactly, log_of, product, reduced, scaled
@@ -62,7 +63,7 @@ def _check_focal_loss(
     softmax = activation == "softmax"
     for name, given in (("alpha", alpha), ("pos_weight", pos_weight)):
         if given is not None and softmax:
-            got = repr(given) if name == "alpha" else f"shape {tuple(given.shape)}"
+            got = repr(given) if isinstance(given, int | float) else "an array"
             raise ValueError(complaint(name, got, "None with softmax, where weight has a number per class"))
     if alpha is not None:
         require_number("alpha", alpha, minimum=0.0, maximum=1.0)
@@ -187,6 +188,9 @@ def focal_loss(
     ignored = None if same and activation == "softmax" else ignored_labels(xp, target, ignore_index)
     if activation == "softmax" and not same and not per_class:
         # It refuses labels that name no class, or makes nan of them.
+        if s is not None:
+            nothing = xp.broadcast_to(s == 0, z.shape[:axis] + z.shape[axis + 1 :])
+            z = with_softmax(xp, z, axis, nothing)
         options = {"ignore_index": ignore_index, "reduction": "none", "from_logits": from_logits, "eps": eps}
         missed = cross_entropy(z, target, class_axis=axis, **options)  # type: ignore[arg-type]
         weights = None
@@ -213,7 +217,7 @@ def focal_loss(
     if s is not None and activation == "softmax":
         s = xp.expand_dims(xp.broadcast_to(s, z.shape[:axis] + z.shape[axis + 1 :]), axis=axis)
     if s is not None:
-        z = xp.where((s == 0) & ~xp.isfinite(z), 0.0, z)
+        z = xp.where((with_axes(xp, s, z.ndim) == 0) & ~xp.isfinite(z), 0.0, z)
     per_class_weight = None if w is None else along(xp, w, axis, z.ndim)
     if activation == "softmax":
         share = t if per_class_weight is None else t * per_class_weight
@@ -279,7 +283,7 @@ def _sigmoid_losses(
         positive = product(xp, xp.exp(-gamma * if_negative), positive)
         negative = product(xp, xp.exp(-gamma * if_positive), negative)
     if alpha is not None:
-        positive, negative = alpha * positive, (1 - alpha) * negative
+        positive, negative = product(xp, alpha, positive), product(xp, 1 - alpha, negative)
     if pos_weight is not None:
-        positive = product(xp, as_dtype(xp, pos_weight, z), positive)
+        positive = product(xp, with_axes(xp, as_dtype(xp, pos_weight, z), z.ndim), positive)
     return product(xp, t, positive) + product(xp, 1 - t, negative)

@@ -81,7 +81,7 @@ def must_validate(validate: bool | None, labels: Array) -> bool:
 
 
 def require_in_range(
-    xp: Namespace, argument: str, labels: Array, num_classes: int, counted: Array | None = None, hint: str = ""
+    xp: Namespace, argument: str, labels: Array, num_classes: int, counted: Array | None = None
 ) -> None:
     """Raise a ValueError that names a label outside of [0, num_classes), and how many there are, if there is one.
 
@@ -103,9 +103,14 @@ def require_in_range(
             complaint(
                 argument,
                 f"label {label} (elements out of range: {count} of {math.prod(labels.shape)})",
-                f"labels from 0 to {num_classes - 1}, or ignore_index{hint}",
+                f"labels from 0 to {num_classes - 1}, or ignore_index{_remedy(label, num_classes)}",
             )
         )
+
+
+def _remedy(label: int, num_classes: int) -> str:
+    """What else may be meant by a label that names no class."""
+    return "; masks of 0 and 255 have two classes after mask > 0" if label == 255 and num_classes == 2 else ""
 
 
 def one_hot(xp: Namespace, wide: Array, num_classes: int, axis: int, dtype: Any, *, checked: bool) -> Array:

@@ -183,7 +183,7 @@ def cross_entropy(
     s, _ = scaled(xp, sample_weight, z, reduction)
     if s is not None:
         s = xp.broadcast_to(s, z.shape[:axis] + z.shape[axis + 1 :])
-        z = _with_softmax(xp, z, axis, s == 0)
+        z = with_softmax(xp, z, axis, s == 0)
     margin = DEFAULT_EPS if eps is None else eps
     if not holds_indices(logits, target, (axis,)):
         t = as_dtype(xp, target, z)
@@ -210,7 +210,7 @@ def cross_entropy(
         valid = valid if ignored is None else valid | ignored
     weights = None if w is None else xp.reshape(xp.take(w, xp.reshape(index, (-1,))), index.shape)
     if weights is not None:
-        z = _with_softmax(xp, z, axis, weights == 0)
+        z = with_softmax(xp, z, axis, weights == 0)
     if ignored is not None:  # what is ignored may be nan, and its gradient is 0 nevertheless
         z = xp.where(xp.expand_dims(ignored, axis=axis), 0.0, z)
     if from_logits and 0 not in z.shape:
@@ -231,7 +231,8 @@ def cross_entropy(
         spread = label_smoothing * summed(xp, per_class, axis) / max(num_classes, 1)
         loss = spread if is_exactly(label_smoothing, 1) else (1 - label_smoothing) * loss + spread
     if valid is not None:  # a label that could not be refused above is not lost silently: it makes the loss nan
-        loss = xp.where(valid, loss, math.nan)
+        # One that is ignored is not made nan first: the gradient of its weight would be.
+        loss = xp.where(valid if ignored is None else valid | ignored, loss, math.nan)
     if s is not None:
         loss, weights = product(xp, s, loss), s if weights is None else weights * s
     if ignored is not None:
@@ -240,7 +241,7 @@ def cross_entropy(
     return returned(xp, reduced(xp, loss, weights, reduction), dtype)
 
 
-def _with_softmax(xp: Namespace, z: Array, axis: int, nothing: Array) -> Array:
+def with_softmax(xp: Namespace, z: Array, axis: int, nothing: Array) -> Array:
     """Logits, made 0 for elements that count nothing and have no softmax: nan in their gradients would be nan times 0."""
     if 0 in z.shape:
         return z

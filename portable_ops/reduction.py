@@ -24,7 +24,7 @@ def log_of(xp: Namespace, p: Array, eps: float) -> Array:
     return xp.where(nothing, -math.inf, xp.log(xp.where(nothing, 1.0, p)))
 
 
-def counted(xp: Namespace, factor: Array, loss: Array) -> Array:
+def counted(xp: Namespace, factor: Number, loss: Array) -> Array:
     """Losses, 0 where one that is not finite has the weight 0: what has weight 0 does not count.
 
     Finite losses stay, as each is the gradient with respect to its weight.
@@ -32,8 +32,10 @@ def counted(xp: Namespace, factor: Array, loss: Array) -> Array:
     return xp.where((factor == 0) & ~xp.isfinite(loss), 0.0, loss)
 
 
-def product(xp: Namespace, factor: Array, loss: Array) -> Array:
+def product(xp: Namespace, factor: Number, loss: Array) -> Array:
     """``factor * loss``, 0 where the factor is 0 even if the loss is not finite."""
+    if isinstance(factor, int | float) and factor:
+        return factor * loss
     return factor * counted(xp, factor, loss)
 
 

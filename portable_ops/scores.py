@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import zipfile
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -14,8 +12,15 @@ import numpy as np
 
 from portable_ops.accumulators import Accumulator, Rows, Sums, brought_to_host
 from portable_ops.backend import Array
-from portable_ops.checks import complaint, require_choice, require_flag, require_integer
-from portable_ops.files import replaced
+from portable_ops.checkpoints import integers, read_checkpoint, write_checkpoint
+from portable_ops.checks import (
+    IgnoreIndex,
+    complaint,
+    require_choice,
+    require_flag,
+    require_ignore_index,
+    require_integer,
+)
 from portable_ops.results import SegmentationResult
 from portable_ops.tallies import FORMATS, areas_of_pairs, tally
 
@@ -32,8 +37,8 @@ class SegmentationScores:
     ----------
     num_classes : int
         How many classes there are, background included: labels are 0 ... num_classes - 1.
-    ignore_index : int, optional
-        Elements whose target is this do not count anywhere. An index that the dtype cannot hold matches nothing.
+    ignore_index : int or tuple of int, optional
+        Elements whose target is this, or one of these, do not count. An index that the dtype cannot hold matches nothing.
     pred_format, target_format : {"labels", "scores", "one-hot"}
         What `update` is given: integer label maps; floating scores (logits or probabilities) with a class axis, of which
         the largest wins; or one-hot maps. It is never guessed. A pixel with a score of nan, or a one-hot map that names
@@ -79,7 +84,7 @@ class SegmentationScores:
         self,
         num_classes: int,
         *,
-        ignore_index: int | None = None,
+        ignore_index: IgnoreIndex = None,
         pred_format: str = "labels",
         target_format: str = "labels",
         class_axis: int = 1,
@@ -89,7 +94,8 @@ class SegmentationScores:
         validate: bool | None = None,
     ) -> None:
         self.num_classes = require_integer("num_classes", num_classes, minimum=1)
-        self.ignore_index = None if ignore_index is None else require_integer("ignore_index", ignore_index)
+        require_ignore_index(ignore_index)
+        self.ignore_index = ignore_index
         for name, form in (("pred_format", pred_format), ("target_format", target_format)):
             require_choice(name, form, FORMATS)
         self.pred_format, self.target_format = pred_format, target_format
@@ -211,7 +217,7 @@ class SegmentationScores:
         out_of_range = self._elements - ignored - sum(areas[2].tolist())
         if out_of_range and self.validate is not False:
             got = f"{out_of_range} of {self._elements} elements with labels that name no class"
-            hint = "labels from 0 to {}, or ignore_index; validate=False leaves such elements out"
+            hint = "labels from 0 to {}, or ignore_index for what is not to count"
             raise ValueError(complaint("update", got, hint.format(self.num_classes - 1)))
         return SegmentationResult(
             intersection=areas[0],
@@ -266,6 +272,8 @@ class SegmentationScores:
     def _parameters(self) -> dict[str, Any]:
         names = ("num_classes", "ignore_index", "pred_format", "target_format", "class_axis", "confusion", "per_image")
         parameters = {name: getattr(self, name) for name in (*names, "validate")}
+        if isinstance(self.ignore_index, tuple):
+            parameters["ignore_index"] = list(self.ignore_index)
         return parameters | {"class_names": None if self.class_names is None else list(self.class_names)}
 
     @classmethod
@@ -293,28 +301,41 @@ class SegmentationScores:
     def _restored(cls, state: dict[str, Any], rows: Sequence[Any]) -> Self:
         if state.get("version") != VERSION:
             raise ValueError(complaint("state", f"version {state.get('version')!r}", f"version {VERSION}"))
+        parameters = {name: value for name, value in state.items() if name not in ("version", "elements", "totals")}
+        if isinstance(parameters.get("ignore_index"), list):  # JSON has no tuples
+            parameters["ignore_index"] = tuple(parameters["ignore_index"])
         try:
-            parameters = {name: value for name, value in state.items() if name not in ("version", "elements", "totals")}
+            # Before anything is made: a number of classes that is not that of the counts would take any amount of memory.
+            num_classes = require_integer("num_classes", parameters["num_classes"], minimum=1)
+            size = (num_classes if parameters.get("confusion", True) else 3) * num_classes + 1
+            totals = integers("totals", state["totals"], (size,))
+            elements = require_integer("elements", state["elements"], minimum=0)
             made = cls(**parameters)
-            made._restore(int(state["elements"]), np.asarray(state["totals"], np.int64), rows)
-        except (KeyError, TypeError, OverflowError) as error:
+        except (KeyError, TypeError, OverflowError, AttributeError) as error:
             raise ValueError(complaint("state", f"{type(error).__name__}: {error}", "what to_dict returns")) from error
+        made._restore(elements, totals, rows)
         return made
 
     def _restore(self, elements: int, totals: np.ndarray[Any, Any], rows: Sequence[Any]) -> None:
-        if totals.shape != (self._size,) or totals.min() < 0:
-            got = f"counts of shape {totals.shape}" if totals.shape != (self._size,) else "counts below 0"
-            raise ValueError(complaint("state", got, f"{self._size} counts for {self.num_classes} classes"))
-        if int(totals[-1]) > elements:
-            raise ValueError(complaint("state", f"{int(totals[-1])} of {elements} elements ignored", "fewer"))
+        areas = areas_of_pairs(np, totals[:-1], self.num_classes) if self.confusion else totals[:-1].reshape(3, -1)
+        counted = sum(areas[2].tolist()) + int(totals[-1])
+        if counted > elements:
+            raise ValueError(
+                complaint("state", f"counts of {counted} elements", f"at most {elements}, as elements says")
+            )
+        if rows and not self.per_image:
+            raise ValueError(complaint("state", "rows of images", "none with per_image=False"))
         self._elements = elements
-        self._sums.keep(totals.copy())
+        self._sums.keep(totals)
+        of_rows = np.zeros_like(areas)
         for chunk in rows:
-            values = np.asarray(chunk, np.int64)
-            if values.size and values.shape[1:] != (3, self.num_classes):
-                wanted = f"{(3, self.num_classes)}, as for {self.num_classes} classes"
-                raise ValueError(complaint("state", f"rows of shape {values.shape[1:]}", wanted))
-            self._rows.append(values.reshape(-1, 3, self.num_classes))
+            values = integers("rows", chunk, (None, 3, self.num_classes))
+            of_rows = of_rows + values.sum(axis=0)
+            self._rows.append(values)
+        if self.per_image and not np.array_equal(of_rows, areas):
+            raise ValueError(
+                complaint("state", "rows of images that do not add up to the totals", "those that were counted")
+            )
 
     def save(self, path: str | PathLike[str], /) -> None:
         """Write a checkpoint: whole or not at all, with NumPy arrays in it and no pickle.
@@ -330,11 +351,9 @@ class SegmentationScores:
             It cannot be written. What was there is left as it was.
         """
         totals, rows = self._on_host()
-        header = json.dumps(self._parameters() | {"version": VERSION, "elements": self._elements, "chunks": len(rows)})
-        arrays = {"header": np.frombuffer(header.encode(), np.uint8), "totals": totals}
-        arrays |= {f"rows_{number}": chunk for number, chunk in enumerate(rows)}
-        with replaced(Path(path)) as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]  # older NumPy has no allow_pickle beside the arrays
+        header = self._parameters() | {"version": VERSION, "elements": self._elements, "chunks": len(rows)}
+        arrays = {"totals": totals, **{f"rows_{number}": chunk for number, chunk in enumerate(rows)}}
+        write_checkpoint(Path(path), header, arrays)
 
     @classmethod
     def load(cls, path: str | PathLike[str], /) -> Self:
@@ -355,15 +374,12 @@ class SegmentationScores:
         ValueError
             It is not a checkpoint of scores, or is damaged.
         """
+        header, arrays = read_checkpoint(Path(path))
         try:
-            with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as kept:
-                header = json.loads(kept["header"].tobytes())
-                chunks = [kept[f"rows_{number}"] for number in range(header.pop("chunks"))]
-                totals = kept["totals"]
-        except (ValueError, KeyError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-            got = f"{Path(path).name}, which cannot be read ({type(error).__name__}: {error})"
-            raise ValueError(complaint("path", got, "a checkpoint that SegmentationScores.save wrote")) from error
-        return cls._restored(header | {"totals": totals}, chunks)
+            chunks = [arrays[f"rows_{number}"] for number in range(min(header.pop("chunks"), len(arrays)))]
+            return cls._restored(header | {"totals": arrays["totals"]}, chunks)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{Path(path).name}: {error}") from error
 
     def __getstate__(self) -> dict[str, Any]:
         # Counts travel as NumPy arrays: where they arrive there may be neither the device nor the library.

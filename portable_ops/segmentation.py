@@ -9,9 +9,11 @@ from typing import Any
 
 from portable_ops.backend import Array
 from portable_ops.checks import (
+    IgnoreIndex,
     complaint,
     require_choice,
     require_flag,
+    require_ignore_index,
     require_integer,
     require_labels,
     require_same_shape,
@@ -20,6 +22,7 @@ from portable_ops.counting import Areas, count_areas, count_pairs, sorted_histog
 from portable_ops.dice import require_number_or_nan
 from portable_ops.dispatch import composed, operation
 from portable_ops.routes import Namespace, default_dtype, device_of, route_of
+from portable_ops.targets import require_sample_weight
 
 
 def _check_counts(
@@ -29,20 +32,22 @@ def _check_counts(
     /,
     num_classes: int,
     *,
-    ignore_index: int | None = None,
+    ignore_index: IgnoreIndex = None,
+    sample_weight: Array | None = None,
     validate: bool | None = None,
 ) -> None:
     require_labels("pred", pred)
     require_labels("target", target)
     require_same_shape("target", target, "pred", pred)
     require_integer("num_classes", num_classes, minimum=1)
-    if ignore_index is not None:
-        require_integer("ignore_index", ignore_index)
+    if sample_weight is not None:
+        require_sample_weight(sample_weight, pred.shape, "pred")
+    require_ignore_index(ignore_index)
     if validate is not None:
         require_choice("validate", validate, (None, True, False))
 
 
-@operation(_check_counts, differentiable=False)
+@operation(_check_counts, keyword_arrays=("sample_weight",), differentiable=False)
 def confusion_matrix(
     xp: Namespace,
     pred: Array,
@@ -50,7 +55,8 @@ def confusion_matrix(
     /,
     num_classes: int,
     *,
-    ignore_index: int | None = None,
+    ignore_index: IgnoreIndex = None,
+    sample_weight: Array | None = None,
     validate: bool | None = None,
 ) -> Array:
     """Count how often each target class was predicted as each class.
@@ -63,8 +69,10 @@ def confusion_matrix(
         Class labels, of any two integer dtypes.
     num_classes : int
         How many classes there are, background included: labels are 0 ... num_classes - 1.
-    ignore_index : int, optional
-        Elements whose target is this do not count. An index that the dtype cannot hold matches nothing.
+    ignore_index : int or tuple of int, optional
+        Elements whose target is this, or one of these, do not count. An index that the dtype cannot hold matches nothing.
+    sample_weight : array, real, optional
+        What each element counts, broadcast to the shape of `pred`. One with weight 0 does not count, whatever its labels.
     validate : bool, optional
         Whether a label outside of the classes raises. None: where values can be read without a synchronisation (arrays
         on the host; on Dask, when a block is computed). Where it does not raise, elements with such labels count nowhere.
@@ -72,7 +80,7 @@ def confusion_matrix(
     Returns
     -------
     array of shape (num_classes, num_classes), int64
-        Rows are targets, columns predictions.
+        Rows are targets, columns predictions. With `sample_weight`, sums of weights, in float64 where the device has it.
 
     Raises
     ------
@@ -88,10 +96,10 @@ def confusion_matrix(
     array([[1, 1],
            [0, 1]])
     """
-    return count_pairs(xp, pred, target, num_classes, ignore_index, validate, sorted_histogram)
+    return count_pairs(xp, pred, target, num_classes, ignore_index, validate, sorted_histogram, sample_weight)
 
 
-@operation(_check_counts, differentiable=False)
+@operation(_check_counts, keyword_arrays=("sample_weight",), differentiable=False)
 def intersection_and_union(
     xp: Namespace,
     pred: Array,
@@ -99,7 +107,8 @@ def intersection_and_union(
     /,
     num_classes: int,
     *,
-    ignore_index: int | None = None,
+    ignore_index: IgnoreIndex = None,
+    sample_weight: Array | None = None,
     validate: bool | None = None,
 ) -> Areas:
     """Areas of intersection and union, and of the target, per class.
@@ -110,8 +119,10 @@ def intersection_and_union(
         Label maps such as (N,), (N, L) or (N, H, W), of any two integer dtypes.
     num_classes : int
         How many classes there are, background included: labels are 0 ... num_classes - 1.
-    ignore_index : int, optional
-        Elements whose target is this do not count anywhere. An index that the dtype cannot hold matches nothing.
+    ignore_index : int or tuple of int, optional
+        Elements whose target is this, or one of these, do not count. An index that the dtype cannot hold matches nothing.
+    sample_weight : array, real, optional
+        What each element counts, broadcast to the shape of `pred`. One with weight 0 does not count, whatever its labels.
     validate : bool, optional
         Whether a label outside of the classes raises. None: where values can be read without a synchronisation (arrays
         on the host; on Dask, when a block is computed). Where it does not raise, elements with such labels count nowhere.
@@ -140,7 +151,7 @@ def intersection_and_union(
     >>> areas.intersection, areas.union, areas.target
     (array([1, 1]), array([2, 2]), array([2, 1]))
     """
-    return count_areas(xp, pred, target, num_classes, ignore_index, validate, sorted_histogram)
+    return count_areas(xp, pred, target, num_classes, ignore_index, validate, sorted_histogram, sample_weight)
 
 
 def divided(intersection: Array, union: Array, absent: float) -> Array:
@@ -155,11 +166,20 @@ def divided(intersection: Array, union: Array, absent: float) -> Array:
     return iou if absent == 0 else xp.where(empty, absent, iou)
 
 
-def _areas(pred: Array, target: Array, num_classes: int, ignore_index: int | None, validate: bool | None) -> Areas:
+def _areas(
+    pred: Array,
+    target: Array,
+    num_classes: int,
+    ignore_index: IgnoreIndex,
+    validate: bool | None,
+    sample_weight: Array | None = None,
+) -> Areas:
     """As `intersection_and_union`, called without options where there are none, which takes half the time to dispatch."""
-    if ignore_index is None and validate is None:
+    if ignore_index is None and validate is None and sample_weight is None:
         return intersection_and_union(pred, target, num_classes)
-    return intersection_and_union(pred, target, num_classes, ignore_index=ignore_index, validate=validate)
+    return intersection_and_union(
+        pred, target, num_classes, ignore_index=ignore_index, validate=validate, sample_weight=sample_weight
+    )
 
 
 def _of_areas(function: Callable[..., Array], areas: Areas, shape: tuple[int, ...], **options: Any) -> Array:
@@ -179,7 +199,8 @@ def class_iou(
     /,
     num_classes: int,
     *,
-    ignore_index: int | None = None,
+    ignore_index: IgnoreIndex = None,
+    sample_weight: Array | None = None,
     absent: float = math.nan,
     validate: bool | None = None,
 ) -> Array:
@@ -191,8 +212,10 @@ def class_iou(
         Label maps of any shape and any two integer dtypes.
     num_classes : int
         How many classes there are, background included.
-    ignore_index : int, optional
-        Elements whose target is this do not count anywhere.
+    ignore_index : int or tuple of int, optional
+        Elements whose target is this, or one of these, do not count anywhere.
+    sample_weight : array, real, optional
+        What each element counts, broadcast to the shape of `pred`. One with weight 0 does not count, whatever its labels.
     absent : float
         The value of a class that occurs in neither.
     validate : bool, optional
@@ -218,7 +241,7 @@ def class_iou(
     array([0.333, 0.333,   nan])
     """
     require_number_or_nan("absent", absent)
-    areas = _areas(pred, target, num_classes, ignore_index, validate)
+    areas = _areas(pred, target, num_classes, ignore_index, validate, sample_weight)
     return _of_areas(divided, areas, (num_classes,), absent=float(absent))
 
 
@@ -229,7 +252,8 @@ def mean_iou(
     /,
     num_classes: int,
     *,
-    ignore_index: int | None = None,
+    ignore_index: IgnoreIndex = None,
+    sample_weight: Array | None = None,
     include_background: bool = True,
     absent: float | str = "skip",
     validate: bool | None = None,
@@ -242,8 +266,10 @@ def mean_iou(
         Label maps of any shape and any two integer dtypes.
     num_classes : int
         How many classes there are, background included.
-    ignore_index : int, optional
-        Elements whose target is this do not count anywhere.
+    ignore_index : int or tuple of int, optional
+        Elements whose target is this, or one of these, do not count anywhere.
+    sample_weight : array, real, optional
+        What each element counts, broadcast to the shape of `pred`. One with weight 0 does not count, whatever its labels.
     include_background : bool
         Whether class 0 is one of the classes averaged. Its pixels count as mistakes of the others either way.
     absent : {"skip"} or float
@@ -284,7 +310,7 @@ def mean_iou(
             raise ValueError(complaint("absent", repr(absent), '"skip" or a number'))
     else:
         require_number_or_nan("absent", absent)
-    areas = _areas(pred, target, num_classes, ignore_index, validate)
+    areas = _areas(pred, target, num_classes, ignore_index, validate, sample_weight)
     rule = absent if absent == "skip" else float(absent)
     return _of_areas(mean_of_areas, areas, (), first=0 if include_background else 1, absent=rule)
 

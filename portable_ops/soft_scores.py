@@ -129,11 +129,20 @@ class _Streaming:
         return {"parameters": self._parameters(), "sums": sums, "counts": counts, "elements": self._elements}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state["parameters"])
-        self.reset()
-        self._sums.keep(state["sums"])
-        self._counts.keep(state["counts"])
-        self._elements = state["elements"]
+        try:
+            self.__init__(**state["parameters"])  # type: ignore[misc]
+            sums, counts, elements = state["sums"], state["counts"], state["elements"]
+            for name, values, kinds in (("sums", sums, "f"), ("counts", counts, "iu")):
+                if values is not None and (values.ndim != 1 or values.dtype.kind not in kinds):
+                    raise ValueError(complaint("state", f"{name} of shape {values.shape}, {values.dtype}", "a vector"))
+            if counts is not None and counts.size and counts.min() < 0:
+                raise ValueError(complaint("state", "counts below 0", "counts"))
+            require_integer("elements", elements, minimum=0)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(complaint("state", f"{type(error).__name__}: {error}", "what was pickled")) from error
+        self._sums.keep(sums)
+        self._counts.keep(counts)
+        self._elements = elements
 
 
 class StreamingDice(_Streaming):
@@ -278,14 +287,15 @@ class StreamingCrossEntropy(_Streaming):
         *,
         class_axis: int | None = None,
         weight: Sequence[float] | None = None,
-        ignore_index: int | None = None,
+        ignore_index: IgnoreIndex = None,
         label_smoothing: float = 0.0,
         from_logits: bool = True,
         eps: float | None = None,
     ) -> None:
         self.class_axis = None if class_axis is None else require_integer("class_axis", class_axis)
         self.weight = None if weight is None else [float(one) for one in weight]
-        self.ignore_index = None if ignore_index is None else require_integer("ignore_index", ignore_index)
+        require_ignore_index(ignore_index)
+        self.ignore_index = ignore_index
         require_number("label_smoothing", label_smoothing, minimum=0.0, maximum=1.0)
         self.label_smoothing, self.from_logits, self.eps = label_smoothing, from_logits, eps
         super().__init__()
@@ -357,7 +367,7 @@ def _check_loss_sums(
     *,
     class_axis: int | None = None,
     weight: Array | None = None,
-    ignore_index: int | None = None,
+    ignore_index: IgnoreIndex = None,
     label_smoothing: float = 0.0,
     from_logits: bool = True,
     eps: float | None = None,
@@ -375,7 +385,7 @@ def loss_sums(
     *,
     class_axis: int | None = None,
     weight: Array | None = None,
-    ignore_index: int | None = None,
+    ignore_index: IgnoreIndex = None,
     label_smoothing: float = 0.0,
     from_logits: bool = True,
     eps: float | None = None,

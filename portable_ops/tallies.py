@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from portable_ops.backend import Array
 from portable_ops.checks import (
+    IgnoreIndex,
     complaint,
     normalized_axes,
     require_choice,
@@ -49,7 +50,7 @@ def _check_tally(
     /,
     num_classes: int,
     *,
-    ignore_index: int | None = None,
+    ignore_index: IgnoreIndex = None,
     pred_format: str = "labels",
     target_format: str = "labels",
     class_axis: int = 1,
@@ -95,7 +96,7 @@ def tally(
     /,
     num_classes: int,
     *,
-    ignore_index: int | None = None,
+    ignore_index: IgnoreIndex = None,
     pred_format: str = "labels",
     target_format: str = "labels",
     class_axis: int = 1,
@@ -143,7 +144,7 @@ def _counted(
     pred: Array,
     target: Array,
     num_classes: int,
-    ignore_index: int | None,
+    ignore_index: IgnoreIndex,
     confusion: bool,
     validate: bool | None,
 ) -> tuple[Array, Array]:
@@ -172,14 +173,14 @@ def _number_counted(xp: Namespace, counts: Array, num_classes: int, confusion: b
 
 
 def _pairs(
-    xp: Namespace, pred: Array, target: Array, num_classes: int, ignore_index: int | None, validate: bool | None
+    xp: Namespace, pred: Array, target: Array, num_classes: int, ignore_index: IgnoreIndex, validate: bool | None
 ) -> Array:
     pairs = confusion_matrix(pred, target, num_classes, ignore_index=ignore_index, validate=validate)
     return xp.reshape(pairs, (-1,))
 
 
 def _areas(
-    xp: Namespace, pred: Array, target: Array, num_classes: int, ignore_index: int | None, validate: bool | None
+    xp: Namespace, pred: Array, target: Array, num_classes: int, ignore_index: IgnoreIndex, validate: bool | None
 ) -> Array:
     areas = intersection_and_union(pred, target, num_classes, ignore_index=ignore_index, validate=validate)
     predicted = areas.union + areas.intersection - areas.target

@@ -1,4 +1,4 @@
-"""Disks that are full, readers that have gone, and runs that are stopped: what was counted is shown, and kept where it can be."""
+"""Disks that are full, readers that have gone, runs that are stopped: what was counted is shown, and kept where it can be."""
 
 from __future__ import annotations
 

@@ -233,7 +233,10 @@ def test_what_names_no_class_in_scores_and_one_hot_maps_is_not_guessed() -> None
         ),
         (lambda: scores_of((np.asarray(1), np.asarray(1)), per_image=True), "pred: got shape ()"),
         (lambda: po.SegmentationScores.from_dict({"version": 7}), "state: got version 7; expected version 1"),
-        (lambda: po.SegmentationScores.from_dict(scores_of(maps(0)).to_dict() | {"totals": [1]}), "state: got counts"),
+        (
+            lambda: po.SegmentationScores.from_dict(scores_of(maps(0)).to_dict() | {"totals": [1]}),
+            "state: got totals of shape",
+        ),
         (lambda: po.SegmentationScores.from_dict(scores_of(maps(0)).to_dict() | {"more": 1}), "state: got TypeError"),
     ],
 )

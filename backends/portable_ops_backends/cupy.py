@@ -12,7 +12,7 @@ import numpy as np
 
 from portable_ops.backend import Backend, Kernel, always
 from portable_ops_backends.cuda import availability
-from portable_ops_backends.options import with_options
+from portable_ops_backends.options import COUNTING, with_options
 
 
 def _cupy() -> Any:
@@ -139,7 +139,9 @@ def _cuda(
     kernels = [Kernel(name="cuda", function=path, why_never=why_never, options=options)]
     for name, place, asked in others:
         path = f"portable_ops_backends.native.{place}:{function}"
-        kernels.append(Kernel(name=name, function=path, why_never=asked))
+        more = COUNTING if name == "bincount" else None
+        several = more is not None
+        kernels.append(Kernel(name=name, function=path, why_never=asked, options=more, ignores_several=several))
     return tuple(kernels)
 
 

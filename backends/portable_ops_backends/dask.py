@@ -10,7 +10,7 @@ import numpy as np
 
 from portable_ops.backend import Backend, Kernel, always, load
 from portable_ops_backends import numpy as host
-from portable_ops_backends.options import HONOURED, with_options
+from portable_ops_backends.options import COUNTING, HONOURED, with_options
 
 
 def _dask_array() -> Any:
@@ -71,7 +71,11 @@ def _blocks(name: str, module: str) -> tuple[Kernel, ...]:
     return (Kernel(name="blocks", function=path, why_not=always, options=options, ignores_several=several),)
 
 
-BEYOND = {"cross_entropy": (*HONOURED["cross_entropy"], "sample_weight")}
+BEYOND = {
+    "cross_entropy": (*HONOURED["cross_entropy"], "sample_weight"),
+    "confusion_matrix": COUNTING,
+    "intersection_and_union": COUNTING,
+}
 """Options of which kernels here honour more than elsewhere."""
 
 

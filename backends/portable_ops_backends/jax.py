@@ -13,7 +13,7 @@ import numpy as np
 
 from portable_ops.backend import Backend, Kernel, always
 from portable_ops_backends.cpu.availability import SMALLEST, why_not_counting
-from portable_ops_backends.options import with_options
+from portable_ops_backends.options import COUNTING, with_options
 
 
 def _jax() -> Any:
@@ -188,7 +188,13 @@ def _counting(function: str) -> tuple[Kernel, ...]:
             why_not=why_not_numba,
             smallest=SMALLEST,
         ),
-        Kernel(name="bincount", function=f"portable_ops_backends.native.jax:{function}", why_not=always),
+        Kernel(
+            name="bincount",
+            function=f"portable_ops_backends.native.jax:{function}",
+            why_not=always,
+            options=COUNTING,
+            ignores_several=True,
+        ),
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from portable_ops.backend import Backend, Kernel, always
 from portable_ops_backends.cpu import availability
-from portable_ops_backends.options import with_options
+from portable_ops_backends.options import COUNTING, with_options
 
 
 def device_of(array: Any) -> str:
@@ -58,7 +58,7 @@ def _counting(function: str) -> tuple[Kernel, ...]:
     path = f"portable_ops_backends.native.bincount:{function}"
     return (
         _numba("counting", function, availability.why_not_counting),
-        Kernel(name="bincount", function=path),
+        Kernel(name="bincount", function=path, options=COUNTING, ignores_several=True),
     )
 
 

@@ -39,6 +39,10 @@ HONOURED: Mapping[str, tuple[str, ...]] = {
 }
 
 
+COUNTING = ("num_classes", "ignore_index", "sample_weight", "validate")
+"""What counting by the array library's own functions honours."""
+
+
 def with_options(kernels: Mapping[str, tuple[Kernel, ...]]) -> dict[str, tuple[Kernel, ...]]:
     """The kernels, those that name no options of their own with those of the table."""
     return {

@@ -88,6 +88,7 @@ backend = Backend(
     to_device=to_device,
     why_unusable=why_unusable,
     on_host=on_host,
+    quiet=np.errstate(all="ignore"),
     rng=host.rng,
     uniform=uniform,
 )

@@ -8,6 +8,7 @@ from portable_ops.backend import Kernel, always
 from portable_ops_backends.cpu import availability
 from portable_ops_backends.cpu import torch_availability as on_cpu
 from portable_ops_backends.native import torch_availability as of_torch
+from portable_ops_backends.options import COUNTING
 
 Asked = Callable[..., str | None]
 
@@ -52,11 +53,15 @@ def _counting(function: str) -> tuple[Kernel, ...]:
             name="bincount",
             function=f"portable_ops_backends.native.bincount:{function}",
             why_not=of_torch.why_not_bincount,
+            options=COUNTING,
+            ignores_several=True,
         ),
         Kernel(
             name="scatter_add",
             function=f"portable_ops_backends.native.torch:{function}",
             traceable=True,
+            options=COUNTING,
+            ignores_several=True,
         ),
     )
 

@@ -129,7 +129,8 @@ class Checkpoint:
     def _needed(self) -> dict[str, Any]:
         options = {name: value for name, value in asdict(self.options).items() if name not in _FREE}
         options |= {name: value for name, value in asdict(self.source.how).items() if name not in options}
-        return {"version": VERSION, "options": options, "images": len(self.source), "files": self._fingerprint}
+        needed = {"version": VERSION, "options": options, "images": len(self.source), "files": self._fingerprint}
+        return dict(json.loads(json.dumps(needed)))  # as it is read again: JSON has no tuples
 
     def _require_same(self, header: dict[str, Any]) -> None:
         needed = self._needed()
@@ -150,11 +151,12 @@ class Checkpoint:
 
     def _counted(self, header: dict[str, Any], scores: SegmentationScores) -> Counted:
         """The state, of which each part is what a run may have come to."""
-        seen, options = header.get("seen"), self.options
+        seen: Any = header.get("seen")
+        options = self.options
         if not _is_count(seen, len(self.source)):
             raise self._refused("seen", f"is {seen!r:.80}", f"a number of images up to {len(self.source)}")
         for name in ("num_classes", "ignore_index", "per_image"):
-            if getattr(scores, name) != getattr(options, name):
+            if json.dumps(getattr(scores, name)) != json.dumps(getattr(options, name)):
                 raise self._refused(f"scores.{name}", f"is {getattr(scores, name)!r}", repr(getattr(options, name)))
         known = tuple(islice(self.source.names(), seen))
         problems = self._problems(header.get("problems"), known)

@@ -18,10 +18,15 @@ def read_class_names(path: Path) -> list[str]:
     ValueError
         It holds something else.
     """
-    text = path.read_text(encoding="utf-8-sig")
-    if path.suffix.lower() != ".json":
-        return text.rstrip().splitlines()
-    names = json.loads(text)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix.lower() != ".json":
+            return text.rstrip().splitlines()
+        names = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            complaint("class_names", f"{path.name} ({error})", "names in UTF-8, as lines or JSON")
+        ) from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(
             complaint("class_names", f"{path.name}, which holds {type(names).__name__}", "a list of names")

@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -118,11 +118,11 @@ class Header(NamedTuple):
 
 def npy_header(path: str, file: IO[bytes]) -> Header:
     """Read the header of an NPY file; its array begins where it ends."""
-    version = np.lib.format.read_magic(file)  # type: ignore[no-untyped-call]
+    version = np.lib.format.read_magic(file)
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     if version not in readers:
         raise BadFileError(UNREADABLE, f"{path}: got NPY version {version}; expected 1 or 2")
-    header = Header(*readers[version](file))  # type: ignore[no-untyped-call]
+    header = Header(*readers[version](file))
     require_integers(path, header.dtype)
     return header
 
@@ -133,16 +133,16 @@ def npy_array(path: str, file: IO[bytes], most: int) -> Host:
     require_pixels(path, header.shape, most)
     require_stored(path, header.bytes, size_of(file) - file.tell())
     file.seek(0)
-    array: Host = np.lib.format.read_array(file, allow_pickle=False)  # type: ignore[no-untyped-call]
+    array: Host = np.lib.format.read_array(file, allow_pickle=False)
     return array
 
 
-def npy_mapped(path: str, file: IO[bytes]) -> Host:
+def npy_mapped(path: str, file: Any) -> Host:
     """The array of an NPY file, mapped: of any size that the file has."""
     header = npy_header(path, file)
     require_pixels(path, header.shape, 2**63 - 1)
     require_stored(path, header.bytes, size_of(file) - file.tell())
-    order = "F" if header.is_fortran else "C"
+    order: Literal["F", "C"] = "F" if header.is_fortran else "C"
     if not header.bytes:
         return np.zeros(header.shape, header.dtype, order)
     return np.memmap(file, header.dtype, "r", file.tell(), header.shape, order)
@@ -159,7 +159,7 @@ def npz_array(path: str, kept: zipfile.ZipFile, name: str, most: int) -> Host:
     if ratio is not None:
         require_stored(path, header.bytes, entry.compress_size + 1, ratio)
     with kept.open(entry) as file:
-        array: Host = np.lib.format.read_array(file, allow_pickle=False)  # type: ignore[no-untyped-call]
+        array: Host = np.lib.format.read_array(file, allow_pickle=False)
     return array
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from .labels import axes_of, ignored, one_hot
 from .normalizers import softmax
-from .tape import REAL, Var, broadcast, lift, log, minimum, moveaxis, power, reshape, sigmoid, total, where
+from .tape import REAL, Var, broadcast, lift, log, minimum, moveaxis, power, product, reshape, sigmoid, total, where
 
 
 def _sums(p: Var, t: Any, s: Any, axis: Any, squared: bool, soft_label: bool) -> tuple[Var, Var, Var]:
@@ -17,8 +17,8 @@ def _sums(p: Var, t: Any, s: Any, axis: Any, squared: bool, soft_label: bool) ->
     if s is not None:
         s = broadcast(s, p.shape)
         p, t = (where((s.value != 0) | np.isfinite(x.value), x, 0.0) for x in (p, t))
-    sizes = (p * p, t * t) if squared else (p, t)
-    parts = (minimum(p, t) if soft_label and not squared else p * t, *sizes)
+    sizes = (product(p, p), product(t, t)) if squared else (p, t)
+    parts = (minimum(p, t) if soft_label and not squared else product(p, t), *sizes)
     axes = axes_of(axis, p.ndim)
     both, predicted, actual = (total(part if s is None else part * s, axes) for part in parts)
     return both, predicted, actual
@@ -143,7 +143,7 @@ def tversky_loss(
         p, t, s = (None if x is None else _without_first(x, class_axis) for x in (p, t, s))  # type: ignore[assignment]
         weight = None if weight is None else _without_first(lift(weight), 0)
     both, predicted, actual = _sums(p, t, s, axis, squared, soft_label)
-    size = both + (predicted - both) * alpha + (actual - both) * beta
+    size = both + product(predicted - both, alpha) + product(actual - both, beta)
     below = smooth if smooth_denominator is None else smooth_denominator
     score = _or_absent(_quotient(both + smooth, size + below, size), size, absent)
     if log_loss:

@@ -97,6 +97,12 @@ def elementwise(value: Any, *parents: tuple[Var, Any, Any], rounding: float = 1.
     return Var(value, error, [(parent, backwards(slope, lost, parent.shape)) for parent, slope, lost in parents])
 
 
+def product(x: Any, y: Any) -> Var:
+    """The product of what counts either way: nan times 0 is nan."""
+    a, b = lift(x), lift(y)
+    return elementwise(a.value * b.value, (a, b.value, b.error), (b, a.value, a.error))
+
+
 def _summed_to(x: Real, shape: tuple[int, ...]) -> Real:
     """The sum over what was broadcast."""
     x = x.sum(axis=tuple(range(x.ndim - len(shape)))) if x.ndim > len(shape) else x
@@ -178,7 +184,7 @@ def sigmoid(x: Var) -> Var:
 def power(x: Var, exponent: Any) -> Var:
     """A power of what is at least 0: the gradient of a power of 0 is 0."""
     n = lift(exponent)
-    value = np.where(x.value > 0, np.maximum(x.value, 0) ** n.value, np.where(n.value == 0, REAL(1), REAL(0)))
+    value = np.where(~(x.value <= 0), np.maximum(x.value, 0) ** n.value, np.where(n.value == 0, REAL(1), REAL(0)))
     some = x.value > 0
     base = np.where(some, x.value, REAL(1))
     slope = np.where(some, n.value * base ** (n.value - 1), np.where(n.value == 1, REAL(1), REAL(0)))

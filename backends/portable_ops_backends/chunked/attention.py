@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import dask.array as da
+import numpy as np
 from dask.array.utils import meta_from_array
 
 from portable_ops import attention as core
@@ -109,7 +110,13 @@ def scaled_dot_product_attention(
     )
 
 
-def _attended(
+def _attended(gaps: tuple[bool, ...], *blocks: Array, **options: Any) -> Parts:
+    """Queries of a block with keys of a block: the maximum of each row, the sum below it, and the weighted values."""
+    with np.errstate(all="ignore"):  # dispatch silences calls, and blocks are computed after them
+        return _attended_quietly(gaps, *map(only_block, blocks), **options)
+
+
+def _attended_quietly(
     gaps: tuple[bool, ...],
     *blocks: Array,
     is_causal: bool,
@@ -117,8 +124,7 @@ def _attended(
     dropout_p: float,
     enable_gqa: bool,
 ) -> Parts:
-    """Queries of a block with keys of a block: the maximum of each row, the sum below it, and the weighted values."""
-    query, key, value, *optional, rows, columns = map(only_block, blocks)
+    query, key, value, *optional, rows, columns = blocks
     given = iter(optional)
     mask, bias, draws = (None if gap else next(given) for gap in gaps)
     xp = namespace(query)

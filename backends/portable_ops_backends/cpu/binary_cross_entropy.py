@@ -66,7 +66,7 @@ def _losses_and_slopes(x: Array, target: Array, positive: Array, bfloat: bool, l
 
 
 @compiled
-def _count_beyond(target: Array, ignored: Any, has_ignored: bool, bfloat: bool, number: Any) -> int:
+def _count_beyond(target: Array, ignored: Any, has_ignored: bool, bfloat: bool, number: Any) -> Any:
     """How many targets lie outside of [0, 1], and are not to be ignored."""
     lowest, highest, beyond = number(LOWEST), number(HIGHEST), np.int32(0)
     for i in range(target.size):

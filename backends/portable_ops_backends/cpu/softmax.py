@@ -54,37 +54,44 @@ def peak_of(row: Array) -> Any:
     return of_rank(highest)
 
 
+@compiled
+def _count_at(row: Array, peak: Any) -> int:
+    """How many are at the maximum. A loop of its own: beside sums of powers LLVM would not make vectors of it."""
+    count = np.int32(0)
+    for i in range(row.size):
+        count += np.int32(row[i] == peak)
+    return count
+
+
 @compiled(fastmath=REORDERED)
 def _sum_of_powers(row: Array, peak: Any) -> Any:
-    """The sum of the powers below the maximum, and the number of those at it, which are 1."""
+    """The sum of the powers below the maximum, without those at it, which are 1."""
     use_long_vectors()
-    total, ties = row.dtype.type(0), row.dtype.type(0)
+    zero = row.dtype.type(0)
+    total = zero
     for i in range(row.size):
         below = row[i] - peak
         power = power_of_e(below)
-        at_peak = below == 0
-        total += row.dtype.type(0) if at_peak else power
-        ties += row.dtype.type(1) if at_peak else row.dtype.type(0)
-    return total, ties
+        total += zero if below == zero else power
+    return total
 
 
 @compiled(fastmath=REORDERED)
 def powers_in_place(row: Array, peak: Any) -> Any:
-    """Put the powers of a row in its place; their sum and number as above.
+    """Put the powers of a row in its place; their sum as above.
 
     Of a second array to write to, LLVM would ask at run time whether it overlaps, and so add in an order that depends on where
     memory happens to lie.
     """
     use_long_vectors()
-    total, ties = row.dtype.type(0), row.dtype.type(0)
+    zero = row.dtype.type(0)
+    total = zero
     for i in range(row.size):
         below = row[i] - peak
         power = power_of_e(below)
         row[i] = power
-        at_peak = below == 0
-        total += row.dtype.type(0) if at_peak else power
-        ties += row.dtype.type(1) if at_peak else row.dtype.type(0)
-    return total, ties
+        total += zero if below == zero else power
+    return total
 
 
 @compiled
@@ -95,13 +102,13 @@ def joined_row(row: Array, form: int) -> Any:
     total, lost, ties = 0.0, 0.0, 0.0
     for start in range(0, row.size, LONGEST_SUM):
         stop = min(start + LONGEST_SUM, row.size)
+        ties += np.float64(_count_at(row[start:stop], peak))
         if form == SOFTMAX:
-            term, count = powers_in_place(row[start:stop], peak)
+            term = np.float64(powers_in_place(row[start:stop], peak))
         else:
-            term, count = _sum_of_powers(row[start:stop], peak)
-        total, missing = two_sum(total, np.float64(term))
+            term = np.float64(_sum_of_powers(row[start:stop], peak))
+        total, missing = two_sum(total, term)
         lost += missing
-        ties += np.float64(count)
     return peak, total + lost + (ties - 1.0)
 
 

@@ -19,7 +19,14 @@ from jax import Array
 
 from portable_ops.attention import BLOCK_ELEMENTS, Dropout, arranged, attend_block, like_query
 from portable_ops.checks import IgnoreIndex
-from portable_ops.counting import Areas, count_areas, count_pairs, is_countable, raise_for_labels
+from portable_ops.counting import (
+    Areas,
+    count_areas,
+    count_pairs,
+    is_countable,
+    raise_for_labels,
+    weights_of_elements,
+)
 from portable_ops.dispatch import OPERATIONS
 from portable_ops.labels import ignored_labels, in_range, must_validate, require_in_range, widened
 from portable_ops.ranges import HIGHEST, LOWEST, require_unit_range
@@ -142,12 +149,13 @@ def confusion_matrix(
     /,
     num_classes: int,
     *,
-    ignore_index: int | None = None,
+    ignore_index: IgnoreIndex = None,
+    sample_weight: Array | None = None,
     validate: bool | None = None,
 ) -> Array:
     """See `portable_ops.confusion_matrix`."""
-    _require_labels(pred, target, num_classes, ignore_index, validate)
-    return _pairs(pred, target, num_classes, ignore_index)
+    weights = _require_labels(pred, target, num_classes, ignore_index, sample_weight, validate)
+    return _pairs(pred, target, num_classes, ignore_index, weights)
 
 
 def intersection_and_union(
@@ -156,44 +164,57 @@ def intersection_and_union(
     /,
     num_classes: int,
     *,
-    ignore_index: int | None = None,
+    ignore_index: IgnoreIndex = None,
+    sample_weight: Array | None = None,
     validate: bool | None = None,
 ) -> Areas:
     """See `portable_ops.intersection_and_union`."""
-    _require_labels(pred, target, num_classes, ignore_index, validate)
-    return _areas(pred, target, num_classes, ignore_index)
+    weights = _require_labels(pred, target, num_classes, ignore_index, sample_weight, validate)
+    return _areas(pred, target, num_classes, ignore_index, weights)
 
 
 def _require_labels(
-    pred: Array, target: Array, num_classes: int, ignore_index: int | None, validate: bool | None
-) -> None:
+    pred: Array,
+    target: Array,
+    num_classes: int,
+    ignore_index: IgnoreIndex,
+    sample_weight: Array | None,
+    validate: bool | None,
+) -> Array | None:
+    """The weights of elements, all being as they should be."""
+    weights = None if sample_weight is None else weights_of_elements(xp, sample_weight, pred, validate)
     if not must_validate(validate, pred) or not values_are_at_hand(target):
-        return
-    if not _all_countable(pred, target, num_classes, ignore_index):
-        raise_for_labels(xp, pred, target, num_classes, ignore_index)
+        return weights
+    if not _all_countable(pred, target, num_classes, ignore_index, weights):
+        flat = weights if weights is None else xp.reshape(weights, pred.shape)
+        raise_for_labels(xp, pred, target, num_classes, ignore_index, flat)
+    return weights
 
 
-def _histogram(namespace: Any, codes: Array, bins: int) -> Array:
+def _histogram(namespace: Any, codes: Array, bins: int, weights: Array | None) -> Array:
     """With a length, so that the shape does not depend on values. Codes are not negative: JAX would count them as 0."""
-    return xp.bincount(codes, length=bins + 1)[:bins].astype(codes.dtype)
+    counts = xp.bincount(codes, weights, length=bins + 1)[:bins]
+    return counts.astype(codes.dtype) if weights is None else counts
 
 
 _counting = partial(jax.jit, static_argnums=(2, 3))
 
 
 @_counting
-def _all_countable(pred: Array, target: Array, num_classes: int, ignore_index: int | None) -> Array:
-    return is_countable(xp, pred, target, num_classes, ignore_index)
+def _all_countable(
+    pred: Array, target: Array, num_classes: int, ignore_index: IgnoreIndex, weights: Array | None
+) -> Array:
+    return is_countable(xp, pred, target, num_classes, ignore_index, weights)
 
 
 @_counting
-def _pairs(pred: Array, target: Array, num_classes: int, ignore_index: int | None) -> Array:
-    return count_pairs(xp, pred, target, num_classes, ignore_index, False, _histogram)
+def _pairs(pred: Array, target: Array, num_classes: int, ignore_index: IgnoreIndex, weights: Array | None) -> Array:
+    return count_pairs(xp, pred, target, num_classes, ignore_index, False, _histogram, weights)
 
 
 @_counting
-def _areas(pred: Array, target: Array, num_classes: int, ignore_index: int | None) -> Areas:
-    return count_areas(xp, pred, target, num_classes, ignore_index, False, _histogram)
+def _areas(pred: Array, target: Array, num_classes: int, ignore_index: IgnoreIndex, weights: Array | None) -> Areas:
+    return count_areas(xp, pred, target, num_classes, ignore_index, False, _histogram, weights)
 
 
 def scaled_dot_product_attention(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from portable_ops.attention import weights_shape
-from portable_ops.checks import Axis, normalized_axes
+from portable_ops.checks import Axis, IgnoreIndex, normalized_axes
 from portable_ops.counting import Areas, count_areas, count_pairs
 from portable_ops.dispatch import OPERATIONS
 from portable_ops.routes import values_are_at_hand
@@ -145,7 +145,13 @@ def scaled_dot_product_attention(
     enable_gqa: bool = False,
 ) -> Tensor:
     """See `portable_ops.scaled_dot_product_attention`."""
-    options = {"mask": mask, "bias": bias, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
+    options: dict[str, Any] = {
+        "mask": mask,
+        "bias": bias,
+        "is_causal": is_causal,
+        "scale": scale,
+        "enable_gqa": enable_gqa,
+    }
     if is_widened(query, key, value, bias):
         # Rounded to halves, a bias of -1e9 would be -inf, and one of 30 off by more than the result may be.
         wide = query.float(), key.float(), value.float()
@@ -245,7 +251,7 @@ def _is_used(mask: Tensor, key: Tensor, enable_gqa: bool) -> Tensor:
     """Whether a query attends to a key, with an axis for the channels."""
     used = mask.any(-2) if mask.ndim > 1 else mask
     if enable_gqa and used.ndim > 1 and used.shape[-2] > 1:
-        used = used.unflatten(-2, (key.shape[-3], -1)).any(-2)
+        used = used.reshape(*used.shape[:-2], key.shape[-3], -1, used.shape[-1]).any(-2)
     return used[..., None]
 
 
@@ -255,11 +261,12 @@ def confusion_matrix(
     /,
     num_classes: int,
     *,
-    ignore_index: int | None = None,
+    ignore_index: IgnoreIndex = None,
+    sample_weight: Tensor | None = None,
     validate: bool | None = None,
 ) -> Tensor:
     """See `portable_ops.confusion_matrix`."""
-    matrix: Tensor = count_pairs(xp, pred, target, num_classes, ignore_index, validate, _scattered)
+    matrix: Tensor = count_pairs(xp, pred, target, num_classes, ignore_index, validate, _scattered, sample_weight)
     return matrix
 
 
@@ -269,14 +276,16 @@ def intersection_and_union(
     /,
     num_classes: int,
     *,
-    ignore_index: int | None = None,
+    ignore_index: IgnoreIndex = None,
+    sample_weight: Tensor | None = None,
     validate: bool | None = None,
 ) -> Areas:
     """See `portable_ops.intersection_and_union`."""
-    return count_areas(xp, pred, target, num_classes, ignore_index, validate, _scattered)
+    return count_areas(xp, pred, target, num_classes, ignore_index, validate, _scattered, sample_weight)
 
 
-def _scattered(namespace: Any, codes: Tensor, bins: int) -> Tensor:
+def _scattered(namespace: Any, codes: Tensor, bins: int, weights: Tensor | None) -> Tensor:
     """A histogram whose shape does not depend on values, so that it can be traced and mapped over."""
-    counts = torch.zeros(bins + 1, dtype=torch.int64, device=codes.device)
-    return counts.scatter_add(0, codes, torch.ones_like(codes))[:bins]
+    terms = torch.ones_like(codes) if weights is None else weights
+    counts = torch.zeros(bins + 1, dtype=terms.dtype, device=codes.device)
+    return counts.scatter_add(0, codes, terms)[:bins]
