@@ -145,15 +145,14 @@ def scaled_dot_product_attention(
     enable_gqa: bool = False,
 ) -> Tensor:
     """See `portable_ops.scaled_dot_product_attention`."""
-    options = {"mask": mask, "bias": bias, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
+    options: dict[str, Any] = {"mask": mask, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
     if is_widened(query, key, value, bias):
         # Rounded to halves, a bias of -1e9 would be -inf, and one of 30 off by more than the result may be.
-        wide = query.float(), key.float(), value.float()
-        options["bias"] = None if bias is None else bias.float()
+        wide = None if bias is None else bias.float()
         with torch.autocast(query.device.type, enabled=False):
-            return _served(*wide, **options).to(query.dtype)
+            return _served(query.float(), key.float(), value.float(), bias=wide, **options).to(query.dtype)
     dtype = query.dtype
-    return _served(query, key.to(dtype), value.to(dtype), **options)
+    return _served(query, key.to(dtype), value.to(dtype), bias=bias, **options)
 
 
 def _served(
@@ -245,7 +244,7 @@ def _is_used(mask: Tensor, key: Tensor, enable_gqa: bool) -> Tensor:
     """Whether a query attends to a key, with an axis for the channels."""
     used = mask.any(-2) if mask.ndim > 1 else mask
     if enable_gqa and used.ndim > 1 and used.shape[-2] > 1:
-        used = used.unflatten(-2, (key.shape[-3], -1)).any(-2)
+        used = used.reshape(*used.shape[:-2], key.shape[-3], -1, used.shape[-1]).any(-2)
     return used[..., None]
 
 
