@@ -177,7 +177,8 @@ def scaled_dot_product_attention(
             q * as_dtype(xp, scale, q), key, value, mask=mask, bias=bias, is_causal=is_causal, scale=1.0, **options
         )
         return returned(xp, result, dtype)
-    q, k, v, mask, bias = arranged(xp, query, key, value, mask, bias, scale, enable_gqa)
+    number = None if scale is None else float(scale)
+    q, k, v, mask, bias = arranged(xp, query, key, value, mask, bias, number, enable_gqa)
     shielded = (mask is not None or is_causal) and not _are_finite(xp, q, k, v)
     dropout = None if not dropout_p else Dropout(dropout_p, rng)
     result = _attend(xp, q, k, v, mask, bias, is_causal, shielded, dropout, 0)

@@ -145,21 +145,14 @@ def scaled_dot_product_attention(
     enable_gqa: bool = False,
 ) -> Tensor:
     """See `portable_ops.scaled_dot_product_attention`."""
-    options: dict[str, Any] = {
-        "mask": mask,
-        "bias": bias,
-        "is_causal": is_causal,
-        "scale": scale,
-        "enable_gqa": enable_gqa,
-    }
+    options: dict[str, Any] = {"mask": mask, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
     if is_widened(query, key, value, bias):
         # Rounded to halves, a bias of -1e9 would be -inf, and one of 30 off by more than the result may be.
-        wide = query.float(), key.float(), value.float()
-        options["bias"] = None if bias is None else bias.float()
+        wide = None if bias is None else bias.float()
         with torch.autocast(query.device.type, enabled=False):
-            return _served(*wide, **options).to(query.dtype)
+            return _served(query.float(), key.float(), value.float(), bias=wide, **options).to(query.dtype)
     dtype = query.dtype
-    return _served(query, key.to(dtype), value.to(dtype), **options)
+    return _served(query, key.to(dtype), value.to(dtype), bias=bias, **options)
 
 
 def _served(
