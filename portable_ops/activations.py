@@ -208,7 +208,7 @@ def logsumexp(
     """
     z, dtype = working(xp, x)
     axes = normalized_axes(None if is_alone(x, axis) else axis, x)
-    if any(z.shape[one] == 0 for one in axes):
+    if 0 in z.shape:
         # The standard has no maximum of nothing; the sum of nothing is 0, and its logarithm -inf.
         return returned(xp, xp.sum(z, axis=axes, keepdims=keepdims) - math.inf, dtype)
     if where is not None:

@@ -317,8 +317,9 @@ def attend_block(
     row: Any,
 ) -> Array:
     """Attention of queries whose first is number `row`, all weights at once."""
-    if k.shape[-2] == 0:
-        return xp.zeros((*q.shape[:-1], v.shape[-1]), dtype=q.dtype, device=device_of(q))
+    if k.shape[-2] == 0 or 0 in q.shape[:-1]:
+        # Sums of nothing, which depend on the arrays: their gradients are 0.
+        return xp.matmul(xp.matmul(q, xp.matrix_transpose(k)), v)
     if is_causal:
         device = device_of(q)
         rows, columns = (xp.arange(x.shape[-2], device=device) for x in (q, k))

@@ -10,7 +10,7 @@ from portable_ops.backend import Array
 from portable_ops.checks import IgnoreIndex, complaint
 from portable_ops.labels import ignored_labels, in_range, index_dtype, must_validate, require_in_range, widened
 from portable_ops.routes import Namespace, default_dtype, device_of
-from portable_ops.standard import steps
+from portable_ops.standard import flattened, steps
 
 Histogram = Callable[[Namespace, Array, int, Array | None], Array]
 """``(xp, codes, bins, weights)``: counts of the codes 0 ... bins - 1, or sums of their weights; the code `bins` is left out."""
@@ -88,7 +88,7 @@ def weights_of_elements(xp: Namespace, sample_weight: Array, labels: Array, vali
     weights = xp.astype(sample_weight, dtype)
     # Those that a kernel has prepared are a vector already.
     is_vector = tuple(weights.shape) == (math.prod(labels.shape),)
-    return weights if is_vector else xp.reshape(xp.broadcast_to(weights, labels.shape), (-1,))
+    return weights if is_vector else flattened(xp, xp.broadcast_to(weights, labels.shape))
 
 
 def _countable(
@@ -102,7 +102,7 @@ def _countable(
 ) -> tuple[Array, Array, Array, Array | None]:
     """Flat widened labels, where both name a class that counts, and the weights; raises for others if that is asked for."""
     weights = None if sample_weight is None else weights_of_elements(xp, sample_weight, pred, validate)
-    pred, target = (xp.reshape(labels, (-1,)) for labels in (pred, target))
+    pred, target = (flattened(xp, labels) for labels in (pred, target))
     p, t = widened(xp, pred), widened(xp, target)
     valid, ignored = _validity(xp, p, t, target, num_classes, ignore_index)
     if weights is not None:  # what has weight 0 does not count, whatever its labels are

@@ -24,6 +24,7 @@ from portable_ops.precision import as_dtype, returned, summed, working
 from portable_ops.ranges import require_unit_range
 from portable_ops.reduction import counted, is_exactly, log_of, product, reduced, scaled
 from portable_ops.routes import Namespace, values_are_at_hand
+from portable_ops.standard import taken
 from portable_ops.targets import (
     along,
     class_axis_of,
@@ -198,7 +199,7 @@ def focal_loss(
         if w is not None:
             wide = widened(xp, target)
             index = xp.where(in_range(wide, z.shape[axis]), wide, 0)
-            weights = xp.reshape(xp.take(w, xp.reshape(index, (-1,))), index.shape)
+            weights = taken(xp, w, index)
             loss = product(xp, weights, loss)
         return returned(xp, _kept(xp, loss, weights, s, ignored, reduction), dtype)
 

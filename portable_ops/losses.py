@@ -26,7 +26,7 @@ from portable_ops.precision import as_dtype, returned, summed, working
 from portable_ops.ranges import require_unit_range
 from portable_ops.reduction import is_exactly, log_of, product, reduced, scaled
 from portable_ops.routes import Namespace, values_are_at_hand
-from portable_ops.standard import picked_along
+from portable_ops.standard import picked_along, taken
 from portable_ops.targets import (
     along,
     class_axes_of,
@@ -208,7 +208,7 @@ def cross_entropy(
         valid = in_range(wide, num_classes)
         index = xp.where(valid, wide, 0)
         valid = valid if ignored is None else valid | ignored
-    weights = None if w is None else xp.reshape(xp.take(w, xp.reshape(index, (-1,))), index.shape)
+    weights = None if w is None else taken(xp, w, index)
     if weights is not None:
         z = with_softmax(xp, z, axis, weights == 0)
     if ignored is not None:  # what is ignored may be nan, and its gradient is 0 nevertheless

@@ -17,6 +17,19 @@ def picked_along(xp: Namespace, x: Array, index: Array, axis: int) -> Array:
     return xp.sum(xp.where(index == places, x, xp.zeros_like(x)), axis=axis)
 
 
+def flattened(xp: Namespace, x: Array) -> Array:
+    """The elements in one axis; of size 0 as well, which Dask does not reshape where there are several blocks."""
+    return xp.zeros((0,), dtype=x.dtype, device=device_of(x)) if 0 in x.shape else xp.reshape(x, (-1,))
+
+
+def taken(xp: Namespace, vector: Array, index: Array) -> Array:
+    """The elements of a vector at each index, in the shape of the indices; of no classes there are none to be taken."""
+    if vector.shape[0] == 0:
+        return xp.zeros(index.shape, dtype=vector.dtype, device=device_of(vector))
+    found = xp.take(vector, flattened(xp, index))
+    return found if index.ndim == 1 else xp.reshape(found, index.shape)
+
+
 def count_true(xp: Namespace, mask: Array) -> Array:
     """How many elements are True."""
     return xp.count_nonzero(mask) if hasattr(xp, "count_nonzero") else xp.sum(xp.astype(mask, xp.int64))

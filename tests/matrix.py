@@ -126,12 +126,6 @@ def require_counts(target: Target) -> None:
         pytest.skip("array-api-strict's searchsorted and count_nonzero make int64 on a device that has none")
 
 
-def require_definitions_of_nothing(target: Target, *shape: int) -> None:
-    """Skip where the array library itself stumbles over size 0, and the definition with it."""
-    if target.backend.lazy and 0 in shape and dispatch._mode.standard_only:
-        pytest.skip("Dask's max and reshape raise for size 0")
-
-
 def targets(*, many_shapes: bool = False, gradients: bool = False, one_dtype: bool = False) -> Iterator[Any]:
     """All targets.
 

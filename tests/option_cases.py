@@ -199,6 +199,8 @@ def _counts(given: Given) -> Calls:
         options |= {"absent": 0.5} if name.endswith("iou") else {}
         options |= {"include_background": False} if name == "mean_iou" else {}
         calls.append((name, arrays, options))
+        weights = {"sample_weight": Argument(given.rng.integers(0, 4, (3, 5)).astype(np.float32), "float32")}
+        calls.append((name, arrays, {**options, **weights}))
     return calls
 
 

@@ -177,11 +177,12 @@ def test_kernels_have_the_options_that_they_declare(name: str, operation: str, k
     declared = set(parameters if kernel.options is None else (*described.arrays, *kernel.options))
     assert declared <= set(parameters)
     public = [(p.name, p.kind, p.default) for p in parameters.values() if p.name in declared]
+    every = {(p.name, p.kind, p.default) for p in parameters.values()}
     for function in (load(kernel.function), kernel.why_not, kernel.why_never or always):
         taken = inspect.signature(function).parameters.values()
         own = [(p.name, p.kind, p.default) for p in taken if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
         if any(p.kind is p.VAR_KEYWORD for p in taken):  # it looks at some of them, whatever the arrays are called
-            assert {one for one in own if one[1] is not inspect.Parameter.POSITIONAL_ONLY} <= set(public)
+            assert {one for one in own if one[1] is not inspect.Parameter.POSITIONAL_ONLY} <= every
         else:
             assert own == public
 

@@ -185,7 +185,7 @@ def test_no_rank_waits_for_one_that_failed(make: Callable[[], Any], kind: type, 
 @pytest.mark.parametrize("kind", [po.StreamingDice, po.StreamingCrossEntropy])
 def test_soft_scores_of_other_classes_are_refused(kind: type[Any]) -> None:
     one, other = kind(), kind()
-    few, many = ((np.ones((1, classes, 3)), np.zeros((1, 3), int)) for classes in (1, K))
+    few, many = ((np.ones((1, classes, 3)), np.zeros((1, 3), int)) for classes in (2, K))
     one.update(*many)
     other.update(*few)
     before = np.asarray(one.compute())

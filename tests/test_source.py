@@ -23,6 +23,8 @@ ALLOWED = {
         "routes.py",
         "accumulators.py",
         "averaging.py",
+        "checkpoints.py",
+        "opening.py",
         "results.py",
         "scores.py",
         "soft_scores.py",

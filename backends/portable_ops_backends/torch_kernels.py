@@ -24,10 +24,23 @@ def _activation(function: str, numba: Asked, *own: Kernel) -> tuple[Kernel, ...]
 
 
 def _native(
-    function: str, why_never: Asked, why_not: Asked = always, *, traceable: bool = True, module: str = "torch"
+    function: str,
+    why_never: Asked,
+    why_not: Asked = always,
+    *options: str,
+    traceable: bool = True,
+    module: str = "torch",
 ) -> Kernel:
+    """One of torch's functions, which honours these options, or all that kernels of the operation do."""
     path = f"portable_ops_backends.native.{module}:{function}"
-    return Kernel(name="torch", function=path, why_never=why_never, why_not=why_not, traceable=traceable)
+    return Kernel(
+        name="torch",
+        function=path,
+        why_never=why_never,
+        why_not=why_not,
+        options=options or None,
+        traceable=traceable,
+    )
 
 
 def _looking(function: str, why_never: Asked) -> Kernel:
@@ -35,9 +48,9 @@ def _looking(function: str, why_never: Asked) -> Kernel:
     return _native(function, why_never, traceable=False)
 
 
-def _native_loss(function: str, why_never: Asked, why_not: Asked) -> Kernel:
+def _native_loss(function: str, why_never: Asked, why_not: Asked, *options: str) -> Kernel:
     """One that looks at values."""
-    return _native(function, why_never, why_not, traceable=False, module="torch_losses")
+    return _native(function, why_never, why_not, *options, traceable=False, module="torch_losses")
 
 
 def _counting(function: str) -> tuple[Kernel, ...]:
@@ -106,13 +119,30 @@ _kernels: Mapping[str, tuple[Kernel, ...]] = {
             on_cpu.why_never_cross_entropy,
             on_cpu.why_not_cross_entropy,
         ),
-        _native_loss("plain_cross_entropy", of_torch.why_never_plain_cross_entropy, of_torch.why_not_plain),
-        _native_loss("cross_entropy", of_torch.why_never_cross_entropy, of_torch.why_not_plain),
-        _native("traced_cross_entropy", of_torch.why_never_traced_cross_entropy, module="torch_losses"),
+        _native_loss(
+            "plain_cross_entropy",
+            of_torch.why_never_plain_cross_entropy,
+            of_torch.why_not_plain,
+            *("label_smoothing", "reduction"),
+        ),
+        _native_loss(
+            "cross_entropy",
+            of_torch.why_never_cross_entropy,
+            of_torch.why_not_plain,
+            *("class_axis", "weight", "ignore_index", "label_smoothing", "reduction"),
+        ),
+        _native(
+            "traced_cross_entropy",
+            of_torch.why_never_traced_cross_entropy,
+            always,
+            *("class_axis", "ignore_index", "reduction"),
+            module="torch_losses",
+        ),
         _native_loss(
             "cross_entropy_of_probabilities",
             of_torch.why_never_cross_entropy_of_probabilities,
             of_torch.why_not_plain,
+            *("class_axis", "weight", "label_smoothing", "reduction"),
         ),
     ),
     "binary_cross_entropy": (

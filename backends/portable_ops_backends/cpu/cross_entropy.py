@@ -98,7 +98,7 @@ def _columns(
             w = weight[known]
             loss = weighted(short[j] - (block[known, np.uint64(j)] - peak[j]), w)
             if smoothing:
-                loss = (1 - smoothing) * loss + smoothing * ((all_weights * short[j] - spread[j]) / n)
+                loss = weighted(loss, 1 - smoothing) + smoothing * ((all_weights * short[j] - spread[j]) / n)
             # What is no longer needed makes room for the element's loss and weight.
             short[j], peak[j] = (loss, w) if t >= 0 else (number(0), number(0))
             bad += t == -2
@@ -141,7 +141,7 @@ def _rows(
             spread = 0.0
             for i in range(row.size):
                 spread += weighted(row[i] - peak, weight[i])
-            loss = (1 - smoothing) * loss + smoothing * number((all_weights * log - spread) / row.size)
+            loss = weighted(loss, 1 - smoothing) + smoothing * number((all_weights * log - spread) / row.size)
         if t >= 0:
             add_to(sums, LOSS, loss)
             add_to(sums, WEIGHT, w)
