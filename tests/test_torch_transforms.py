@@ -301,7 +301,7 @@ def test_some_inputs_ask_for_gradients() -> None:
             [Z, P, torch.linspace(1, 2, 5, dtype=torch.float64)],
         ),
         "binary_cross_entropy": (lambda z, t, w: po.binary_cross_entropy(z, t, weight=w), [Z, P, P + 1]),
-        "dice_loss": (lambda p, t: po.dice_loss(p, t, axis=2), [P, HOT + P]),
+        "dice_loss": (lambda p, t: po.dice_loss(p, t, axis=2), [P, (HOT + P) / 2]),
     }
     for function, arrays in calls.values():
         whole = [array.clone().requires_grad_() for array in arrays]
