@@ -29,6 +29,8 @@ def _sized_like(shape: Shape) -> Callable[[int], Shape]:
         if elements < 64:  # to measure what a call costs, not what it does
             if shape[-1] == LAYER_WIDTH:
                 return (1, 1, LAYER_WIDTH)
+            if len(shape) == 4 and shape != TOKENS:  # of one class there is no softmax
+                return (1, 2, 1, max(elements // 2, 1))
             return (elements,) if len(shape) == 1 else (1,) * (len(shape) - 2) + (max(elements // 4, 1), 4)
         if shape == TOKENS:
             return (1, HEADS, max(elements // (HEADS * 64), 1), 64)

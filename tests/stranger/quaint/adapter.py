@@ -52,6 +52,7 @@ backend = Backend(
     to_device=lambda name: None,
     rng=rng,
     uniform=uniform,
+    quiet=np.errstate(all="ignore"),  # its arrays are NumPy's within
     kernels={
         "log_sigmoid": (Kernel(name="logaddexp", function="quaint.kernels:log_sigmoid", why_not=why_not_log_sigmoid),)
     },
