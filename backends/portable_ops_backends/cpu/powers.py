@@ -322,6 +322,7 @@ def peaks_of_line(typing_context: Any, c: Any, c0: Any, rows: Any, width: Any, p
 
 
 _take_powers_of_two = written_out(_tile(_TWO, VECTORS))
+take_and_sum_powers_of_e = written_out(_tile(_E, VECTORS_OF_LINE))
 take_powers_of_e = written_out(_tile_apart(keep=True))
 add_powers_of_e = written_out(_tile_apart(keep=False))
 

@@ -23,7 +23,13 @@ from portable_ops_backends.cpu.arithmetic import (
 from portable_ops_backends.cpu.compiling import compiled
 from portable_ops_backends.cpu.halves import as_number, as_stored
 from portable_ops_backends.cpu.layout import Array, along, reordered
-from portable_ops_backends.cpu.powers import add_powers_of_e, peaks_of_line, power_of_e, take_powers_of_e
+from portable_ops_backends.cpu.powers import (
+    add_powers_of_e,
+    peaks_of_line,
+    power_of_e,
+    take_and_sum_powers_of_e,
+    take_powers_of_e,
+)
 from portable_ops_backends.cpu.threads import run_in_parts
 from portable_ops_backends.cpu.vectors import LINE_BYTES, use_long_vectors
 
@@ -253,6 +259,38 @@ def _add_sums(total: Array, lost: Array, short: Array) -> None:
 
 
 @compiled
+def _find_peaks(block: Array, width: int, peak: Array) -> None:
+    """All maxima first: a sum that had to wait for its own would keep the CPU from working ahead."""
+    entries, of_line = block.reshape(-1), LINE_BYTES // block.itemsize
+    for j in range(0, width, of_line):
+        peaks_of_line(entries, j, block.shape[0], block.shape[1], peak, j)
+
+
+@compiled
+def _take_powers_of_columns(block: Array, width: int, peak: Array, short: Array, total: Array) -> None:
+    """Put the powers of columns in their place, and sums of all of them in `short`: a softmax asks for no last digits."""
+    n, columns = block.shape
+    entries, of_line = block.reshape(-1), LINE_BYTES // block.itemsize
+    _find_peaks(block, width, peak)
+    for j in range(0, width, of_line):
+        if n > SHORT_SUM:
+            total[:, j : j + of_line] = 0.0
+        for c in range(0, n, SHORT_SUM):
+            rows = min(SHORT_SUM, n - c)
+            take_and_sum_powers_of_e(entries, c * columns + j, rows, columns, peak, short, j)
+            if n > SHORT_SUM:
+                _add_sums(total[0, j : j + of_line], total[1, j : j + of_line], short[j : j + of_line])
+        if n > SHORT_SUM:
+            short[j : j + of_line] = total[0, j : j + of_line] + total[1, j : j + of_line]
+
+
+@compiled
+def _add_others_at_peak(rest: Array, ties: Array) -> None:
+    for i in range(rest.size):
+        rest[i] += ties[i] - rest.dtype.type(1)
+
+
+@compiled
 def join_columns(
     block: Array, width: int, keep_powers: bool, peak: Array, rest: Array, ties: Array, total: Array
 ) -> None:
@@ -264,10 +302,7 @@ def join_columns(
     """
     n, columns = block.shape
     entries, of_line = block.reshape(-1), LINE_BYTES // block.itemsize
-    one = block.dtype.type(1)
-    # All maxima first: a sum that had to wait for its own would keep the CPU from working ahead.
-    for j in range(0, width, of_line):
-        peaks_of_line(entries, j, n, columns, peak, j)
+    _find_peaks(block, width, peak)
     for j in range(0, width, of_line):
         if n > SHORT_SUM:
             total[:, j : j + of_line] = 0.0
@@ -284,9 +319,8 @@ def join_columns(
             # Without digits lost by either sum, so that a 1 may be taken off in the end.
             for i in range(j, j + of_line):
                 rest[i] = (total[0, i] - 1.0) + total[1, i]
-        else:
-            for i in range(j, j + of_line):
-                rest[i] += ties[i] - one
+    if n <= SHORT_SUM:
+        _add_others_at_peak(rest[:width], ties[:width])
 
 
 @compiled(fastmath=FUSED)
@@ -297,13 +331,6 @@ def take_logarithms(x: Array) -> None:
 
 
 @compiled
-def add_ones(x: Array) -> None:
-    """Sums without a 1, with it."""
-    for j in range(x.size):
-        x[j] += x.dtype.type(1)
-
-
-@compiled
 def _columns(x: Array, out: Array, form: int, bfloat: bool, block: Array, start: int, stop: int) -> None:
     """Columns of (outer, n, inner), numbered along outer and inner; `block` is (n, columns), in the dtype to compute in."""
     peak, short, ties = np.empty((3, block.shape[1]), block.dtype)
@@ -311,10 +338,10 @@ def _columns(x: Array, out: Array, form: int, bfloat: bool, block: Array, start:
     while start < stop:
         width = width_of_block(start, stop, x.shape[2], block.shape[1])
         read_block(x, start, width, bfloat, block)
-        join_columns(block, width, form == SOFTMAX, peak, short, ties, total)
         if form == SOFTMAX:
-            add_ones(short[:width])
+            _take_powers_of_columns(block, width, peak, short, total)
         else:
+            join_columns(block, width, False, peak, short, ties, total)
             take_logarithms(short[:width])
         if form == LOGSUMEXP:
             _write_sums(block, start, width, peak, short, bfloat, out)
