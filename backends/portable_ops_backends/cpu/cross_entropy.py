@@ -78,7 +78,8 @@ def _columns(
 ) -> None:
     """Columns of (outer, n, inner); `target` is flat, and `losses` as long, or empty if only the sums are asked for."""
     n, number = block.shape[0], block.dtype.type
-    peak, short, ties = np.empty((3, block.shape[1]), block.dtype)
+    peak, short = np.empty(block.shape[1], block.dtype), np.empty(block.shape[1], block.dtype)
+    ties = np.empty(block.shape[1], block.dtype)
     spread, total = np.zeros(block.shape[1], block.dtype), np.empty((2, block.shape[1]), np.float64)
     all_weights = weight.sum()
     while start < stop:

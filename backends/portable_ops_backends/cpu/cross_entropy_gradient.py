@@ -52,7 +52,8 @@ def _columns(
 ) -> None:
     """Columns of (outer, n, inner); `upstream` is the gradient of each element's loss, or one number for all."""
     n, inner = block.shape[0], x.shape[2]
-    peak, short, ties, even = np.empty((4, block.shape[1]), block.dtype)
+    peak, short = np.empty(block.shape[1], block.dtype), np.empty(block.shape[1], block.dtype)
+    ties, even = np.empty(block.shape[1], block.dtype), np.empty(block.shape[1], block.dtype)
     total = np.empty((2, block.shape[1]), np.float64)
     one, zero = block.dtype.type(1), block.dtype.type(0)
     share = smoothing / block.dtype.type(n)

@@ -333,7 +333,9 @@ def take_logarithms(x: Array) -> None:
 @compiled
 def _columns(x: Array, out: Array, form: int, bfloat: bool, block: Array, start: int, stop: int) -> None:
     """Columns of (outer, n, inner), numbered along outer and inner; `block` is (n, columns), in the dtype to compute in."""
-    peak, short, ties = np.empty((3, block.shape[1]), block.dtype)
+    # Arrays of their own, here and in other kernels: as rows of one they made cross-entropy take half as long again.
+    peak, short = np.empty(block.shape[1], block.dtype), np.empty(block.shape[1], block.dtype)
+    ties = np.empty(0 if form == SOFTMAX else block.shape[1], block.dtype)
     total = np.empty((2, block.shape[1]), np.float64)
     while start < stop:
         width = width_of_block(start, stop, x.shape[2], block.shape[1])
