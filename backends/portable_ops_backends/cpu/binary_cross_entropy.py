@@ -206,9 +206,11 @@ def solve(given: Problem, losses: Array, slopes: Array) -> Sequence[float]:
         _sum(*given, losses, slopes, sums[part], start, stop)
 
     run_in_parts(work, size, SMALLEST_PART)
+    # Of few, NumPy's sums would take longer. A sum that is infinite has lost nan.
     return [
-        sum(terms) for terms in zip(*sums.reshape(-1, 3).tolist(), strict=True)
-    ]  # of few, NumPy's would take longer
+        sum(terms) if math.isfinite(total := sum(terms[::2])) else total
+        for terms in zip(*sums.reshape(-1, 3).tolist(), strict=True)
+    ]
 
 
 def binary_cross_entropy(
